@@ -1,0 +1,78 @@
+"""The exceptions of the agent.
+
+    AgentError                      everything the agent raises on purpose; `hint` says what to do next
+    ├── ConfigError                 config.yaml or the environment: `path` names the key
+    ├── ModelError                  a model is missing, damaged or cannot be converted
+    ├── CorpusError                 the corpus folder or an input file cannot be used
+    ├── NotReadyError               asked before a corpus or a model is there
+    ├── BrokerError                 a broker refused, or cannot be reached
+    └── RequestError                a message is bad: `code` and `field` go back on the wire
+
+The command line prints `message` and `hint` and exits 1; the bridge turns a RequestError into an error reply.
+"""
+
+import re
+from typing import Final, Literal
+
+ErrorCode = Literal[
+    "invalid_json",
+    "invalid_request",
+    "payload_too_large",
+    "unsupported",
+    "not_ready",
+    "expired",
+    "overloaded",
+    "internal",
+]
+
+
+class AgentError(Exception):
+    """Something went wrong that a person can do something about."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message: Final = message
+        self.hint: Final = hint
+
+
+class ConfigError(AgentError):
+    """A configuration value cannot be used; `path` is its dotted key, such as `local_broker.port`."""
+
+    def __init__(self, message: str, *, path: str | None = None, hint: str | None = None) -> None:
+        super().__init__(f"{path}: {message}" if path else message, hint=hint)
+        self.path: Final = path
+
+
+class ModelError(AgentError):
+    """A model is missing, damaged or of an architecture that cannot be converted."""
+
+
+class CorpusError(AgentError):
+    """The corpus folder or an input file cannot be used."""
+
+
+class NotReadyError(AgentError):
+    """The corpus or the model is not there yet."""
+
+
+class BrokerError(AgentError):
+    """A broker cannot be reached, or refused an operation; `final` if asking again would not help."""
+
+    def __init__(self, message: str, *, hint: str | None = None, final: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.final: Final = final
+
+
+class RequestError(AgentError):
+    """A message from a client is bad; `field` is its dotted JSON path, such as `filters.mode`."""
+
+    def __init__(self, code: ErrorCode, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.code: Final[ErrorCode] = code
+        self.field: Final = field
+
+
+def validation_place(message: str) -> tuple[str, str]:
+    """Split what msgspec says of a bad value, "Expected `str` - at `$.a.b`", into its place `a.b` and the reason."""
+    match = re.fullmatch(r"(?s)(.*) - at `\$\.?(.*)`", message)
+    return (match[2], match[1]) if match else ("", message)

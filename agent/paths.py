@@ -1,0 +1,73 @@
+"""Where things lie on disk, and how a file is replaced so that a crash leaves the old one or the new one."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+APP: Final = "arxplorer-agent"
+SYSTEM_DATA_DIR: Final = Path("/var/lib") / APP
+SYSTEM_CONFIG: Final = Path("/etc") / APP / "config.yaml"
+
+
+def default_data_dir() -> Path:
+    """/var/lib/arxplorer-agent where this user may write it, else the user's own data folder."""
+    if os.access(SYSTEM_DATA_DIR, os.W_OK):
+        return SYSTEM_DATA_DIR
+    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(home) / APP
+
+
+def shared_models_dir() -> Path:
+    """Models beside the installed program, filled by `scripts/setup` or a package; data folders need no copy."""
+    return Path(sys.prefix) / "share" / APP / "models"
+
+
+def catalog_dir() -> Path:
+    """The model manifests that ship with the project: inside a wheel, else at the top of the checkout."""
+    package = Path(__file__).parent
+    bundled = package / "_models"
+    return bundled if bundled.is_dir() else package.parent / "models"
+
+
+def model_folders(data_dir: Path) -> list[Path]:
+    """Folders that hold installed models, in the order of look-up."""
+    return [data_dir / "models", shared_models_dir()]
+
+
+def find_model(data_dir: Path, name: str) -> Path | None:
+    """The folder of an installed model, or None."""
+    for folder in model_folders(data_dir):
+        if (folder / name / "model.onnx").is_file():
+            return folder / name
+    return None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace `path` durably: written beside, synced, renamed over it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_bytes(content)
+        sync_file(beside)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)

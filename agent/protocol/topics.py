@@ -1,0 +1,92 @@
+"""Which topics the agent listens on, and where an answer may go. Pure rules."""
+
+import re
+from typing import Final, NamedTuple
+
+from agent.config import Topics
+from agent.errors import RequestError
+
+MAX_TOPIC_BYTES: Final = 256
+# What MQTT 5.0 (section 1.5.4) lets a receiver refuse in a topic, and the MQTT library does refuse.
+_UNSPEAKABLE: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
+    + "".join(chr((plane << 16) + last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
+    + "]"
+)
+_SAFE_CLIENT_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+
+
+class AgentTopics(NamedTuple):
+    """The configured topics with the names filled in."""
+
+    shared_requests: str
+    own_requests: str
+    results: str
+    status: str
+    own_status: str
+    response_prefix: str
+
+    @classmethod
+    def of(cls, topics: Topics, thing_name: str) -> "AgentTopics":
+        def filled(template: str) -> str:
+            return template.replace("{thing_name}", thing_name)
+
+        requests, status = filled(topics.search_requests), filled(topics.status)
+        return cls(
+            shared_requests=requests,
+            own_requests=f"{requests}/{thing_name}",
+            results=filled(topics.search_results),
+            status=status,
+            own_status=f"{status}/{thing_name}",
+            response_prefix=filled(topics.response_prefix),
+        )
+
+    def subscriptions(self) -> list[str]:
+        return [self.shared_requests, self.own_requests]
+
+    def results_for(self, client_id: str | None) -> str:
+        """The topic of answers to requests that name none; an id that is no plain name is not filled in."""
+        name = client_id if client_id and _SAFE_CLIENT_ID.fullmatch(client_id) else "unknown"
+        return self.results.replace("{client_id}", name)
+
+    def answer_topic(self, response_topic: str | None, reply_to: str | None, client_id: str | None) -> str:
+        """Where the answer goes. Raises RequestError naming `response_topic` or `reply_to` when refused."""
+        if response_topic is not None:
+            return self._accepted(response_topic, "response_topic")
+        if reply_to is not None:
+            return self._accepted(reply_to, "reply_to")
+        return self.results_for(client_id)
+
+    def _accepted(self, topic: str, field: str) -> str:
+        own = {self.shared_requests, self.own_requests, self.status, self.own_status}
+        reason = None
+        if not topic.startswith(self.response_prefix) or topic == self.response_prefix:
+            reason = f"must lie under {self.response_prefix}"
+        elif re.search(r"[#+]", topic):
+            reason = "must hold no wildcard"
+        elif _UNSPEAKABLE.search(topic):
+            reason = "must hold no control character, surrogate or noncharacter"
+        elif len(topic.encode("utf-8", "surrogatepass")) > MAX_TOPIC_BYTES:
+            reason = f"must be at most {MAX_TOPIC_BYTES} bytes long"
+        elif topic in own:
+            reason = "must not be a topic that the agent itself listens or reports on"
+        if reason:
+            raise RequestError("invalid_request", f"{field}: {reason}", field=field)
+        return topic
+
+
+def topic_matches(topic_filter: str, topic: str) -> bool:
+    """Whether a topic matches a subscription (MQTT 5.0, section 4.7), shared ones included."""
+    if topic_filter.startswith("$share/"):
+        topic_filter = topic_filter.split("/", 2)[2]
+    if topic_filter == topic:
+        return True
+    if topic.startswith("$") and topic_filter[:1] in "+#":
+        return False
+    levels, wanted = topic.split("/"), topic_filter.split("/")
+    if wanted[-1] == "#":
+        wanted.pop()
+        levels = levels[: len(wanted)] if len(levels) >= len(wanted) else []
+        if not levels and wanted:
+            return False
+    return len(levels) == len(wanted) and all(w in ("+", level) for w, level in zip(wanted, levels, strict=True))

@@ -1,0 +1,232 @@
+"""What tests share: real brokers on free ports, real corpora, a real agent process, an independent client."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+import paho.mqtt.client as paho
+import pytest
+from hypothesis import HealthCheck, settings
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from agent.config import Config, load_config
+from agent.corpus.importer import import_papers, read_vectors
+from agent.corpus.sample import SAMPLE_PAPERS, SAMPLE_VECTORS
+from agent.local_cloud.mosquitto import Mosquitto
+from agent.search import SearchAPI
+from agent.search.api import load_embedder
+from agent.search.embedder import Embedder
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+COMMAND = str(Path(sys.executable).with_name("arxplorer-agent"))
+WAIT_S = 20.0
+
+# Timing on busy machines says nothing about correctness.
+settings.register_profile("default", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("default")
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float = WAIT_S) -> Any:
+    """Poll until the condition gives something true, and return that."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        result = condition()
+        if result:
+            return result
+        time.sleep(0.02)
+    raise AssertionError(f"not within {timeout_s} s: {condition}")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("needs the shared data folder beside the checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def embedder() -> Embedder:
+    return load_embedder(load_config(environment={}))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return load_config(environment={}, data_dir=tmp_path / "data")
+
+
+def import_sample(api: SearchAPI) -> None:
+    vectors = read_vectors(SAMPLE_VECTORS, api.dimensions)
+    import_papers(str(SAMPLE_PAPERS), api.engine.index, api.config.model.name, vectors=vectors)
+
+
+@pytest.fixture(scope="session")
+def sample_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SearchAPI]:
+    """The sample corpus, opened; not to be changed."""
+    config = load_config(environment={}, data_dir=tmp_path_factory.mktemp("sample"))
+    with SearchAPI(config) as api:
+        api.open(owner=True)
+        import_sample(api)
+        yield api
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Mosquitto]:
+    tmp_path.chmod(0o755)  # mosquitto gives up root
+    with Mosquitto(tmp_path / "broker", verbose=True) as running:
+        yield running
+
+
+def run_command(
+    *arguments: str, data_dir: Path, stdin: bytes | None = None, **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [COMMAND, "--data-dir", str(data_dir), *arguments],
+        input=stdin,
+        capture_output=True,
+        timeout=300,
+        check=False,
+        cwd=data_dir.parent,
+        env={**os.environ, **environment},
+    )
+
+
+class Client:
+    """An MQTT 5 client of another code base (paho), which collects what it receives."""
+
+    def __init__(self, port: int, *, version: int = paho.MQTTv5) -> None:
+        self.name = f"test-{uuid.uuid4().hex[:8]}"
+        self.received: Queue[paho.MQTTMessage] = Queue()
+        self._client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=self.name, protocol=version)
+        self._client.on_message = lambda *arguments: self.received.put(arguments[2])
+        self._subscribed = threading.Event()
+        self._client.on_subscribe = lambda *_: self._subscribed.set()
+        self._client.connect("127.0.0.1", port)
+        self._client.loop_start()
+        self.answers = f"arxplorer/responses/{self.name}"
+        self.subscribe(self.answers)
+
+    def subscribe(self, topic: str) -> None:
+        self._subscribed.clear()
+        self._client.subscribe(topic, qos=1)
+        assert self._subscribed.wait(WAIT_S)
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        response_topic: str | None = None,
+        correlation: bytes | None = None,
+        retain: bool = False,
+    ) -> None:
+        properties = Properties(PacketTypes.PUBLISH)
+        if response_topic:
+            properties.ResponseTopic = response_topic
+        if correlation:
+            properties.CorrelationData = correlation
+        given = properties if response_topic or correlation else None
+        self._client.publish(topic, payload, qos=1, retain=retain, properties=given).wait_for_publish(WAIT_S)
+
+    def next(self, timeout_s: float = WAIT_S) -> paho.MQTTMessage:
+        try:
+            return self.received.get(timeout=timeout_s)
+        except Empty:
+            raise AssertionError(f"nothing received within {timeout_s} s") from None
+
+    def ask(self, request: dict[str, Any] | bytes, topic: str = "arxplorer/search/requests") -> dict[str, Any]:
+        """Publish a request and return the decoded answer, matched by correlation data."""
+        payload = request if isinstance(request, bytes) else json.dumps(request).encode()
+        correlation = uuid.uuid4().bytes
+        self.publish(topic, payload, response_topic=self.answers, correlation=correlation)
+        while True:
+            message = self.next()
+            if message.properties.CorrelationData == correlation:
+                answer: dict[str, Any] = json.loads(message.payload)
+                return answer
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+@pytest.fixture
+def client(broker: Mosquitto) -> Iterator[Client]:
+    connected = Client(broker.port)
+    yield connected
+    connected.close()
+
+
+class AgentProcess:
+    """`arxplorer-agent run` with a corpus and a broker, as systemd would start it."""
+
+    def __init__(self, data_dir: Path, port: int, **environment: str) -> None:
+        self.data_dir, self.port = data_dir, port
+        self.environment = {
+            **os.environ,
+            "ARXPLORER__LOCAL_BROKER__PORT": str(port),
+            "ARXPLORER__AWS_IOT__THING_NAME": "test-agent",
+            **environment,
+        }
+        self.log = data_dir.parent / "agent.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def spawn(self) -> "AgentProcess":
+        with self.log.open("ab") as log:
+            command = [COMMAND, "--data-dir", str(self.data_dir), "run"]
+            self.process = subprocess.Popen(command, env=self.environment, stderr=log, cwd=self.data_dir.parent)
+        return self
+
+    def start(self) -> "AgentProcess":
+        """Spawn, and wait for the link to the broker."""
+        offset = self.log.stat().st_size if self.log.exists() else 0
+        self.spawn()
+        wait_until(lambda: b"connected to" in self.log.read_bytes()[offset:] or self.process.poll() is not None)
+        assert self.process.poll() is None, self.log.read_text()
+        return self
+
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = WAIT_S) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(timeout_s)
+
+
+@pytest.fixture
+def sample_data_dir(tmp_path: Path) -> Path:
+    """A data folder with the sample corpus, of the test's own."""
+    data_dir = tmp_path / "data"
+    with SearchAPI(load_config(environment={}, data_dir=data_dir)) as api:
+        api.open(owner=True, model=False)
+        import_sample(api)
+    return data_dir
+
+
+@pytest.fixture
+def start_agent() -> Iterator[Callable[..., AgentProcess]]:
+    """Start agents that end with the test, however it ends."""
+    started: list[AgentProcess] = []
+
+    def start(data_dir: Path, port: int, *, wait: bool = True, **environment: str) -> AgentProcess:
+        started.append(AgentProcess(data_dir, port, **environment))
+        return started[-1].start() if wait else started[-1].spawn()
+
+    yield start
+    for agent in started:
+        if agent.process and agent.process.poll() is None:
+            agent.process.kill()
+            agent.process.wait()
+
+
+@pytest.fixture
+def agent(start_agent: Callable[..., AgentProcess], sample_data_dir: Path, broker: Mosquitto) -> AgentProcess:
+    return start_agent(sample_data_dir, broker.port)
