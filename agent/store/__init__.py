@@ -1,0 +1,1 @@
+"""SQLite through sqlite-utils: the truth that every index is rebuilt from."""

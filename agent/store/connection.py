@@ -1,0 +1,55 @@
+"""SQLite connections, one a thread."""
+
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Final
+
+BUSY_TIMEOUT_S: Final = 30.0
+CACHE_KIB: Final = 1_024
+MMAP_BYTES: Final = 1 << 30
+"""Reads come from the mapped file, so that they take no memory of their own."""
+
+
+class ThreadConnections:
+    """Connections to one database file. `get` opens one for a thread that has none."""
+
+    def __init__(self, path: Path, *, read_only: bool) -> None:
+        self._path: Final = path
+        self._read_only: Final = read_only
+        self._local = threading.local()
+        self._opened: list[sqlite3.Connection] = []
+        self._guard: Final = threading.Lock()
+
+    def get(self) -> sqlite3.Connection:
+        """This thread's connection. Raises sqlite3.Error."""
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = self._open()
+        return connection
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            f"{self._path.absolute().as_uri()}?mode={'ro' if self._read_only else 'rwc'}",
+            uri=True,
+            timeout=BUSY_TIMEOUT_S,
+            isolation_level=None,  # transactions begin where the code says so
+            check_same_thread=False,  # `close` is called by one thread for all
+        )
+        with self._guard:
+            self._opened.append(connection)  # first: what fails below is closed as well
+        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        connection.execute(f"PRAGMA mmap_size = {MMAP_BYTES}")
+        if not self._read_only:
+            connection.execute("PRAGMA journal_mode = WAL")
+            # What was reported as done survives a power cut.
+            connection.execute("PRAGMA synchronous = FULL")
+        return connection
+
+    def close(self) -> None:
+        """Close every thread's connection; no other thread may be using one any more."""
+        with self._guard:
+            for connection in self._opened:
+                connection.close()
+            self._opened.clear()
+        self._local = threading.local()

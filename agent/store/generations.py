@@ -1,0 +1,75 @@
+"""A generation is one corpus in one folder; `current` points at the one in use.
+
+    DATA_DIR/generations/0001/   papers.db, vectors/, keywords/
+    DATA_DIR/current -> generations/0001
+
+Advisory locks live in it: `caches.lock` (who holds it may write the vector and keyword caches: the running
+agent, or a command when no agent runs), `embedding.lock` (one process embeds at a time, so that no paper is embedded
+twice) and, for a moment, `schema.lock` (one process makes the tables).
+"""
+
+import fcntl
+from pathlib import Path
+from typing import Final, Self
+
+from agent.errors import CorpusError
+from agent.paths import sync_folder
+
+FIRST: Final = "0001"
+CACHES_LOCK: Final = "caches.lock"
+EMBEDDING_LOCK: Final = "embedding.lock"
+SCHEMA_LOCK: Final = "schema.lock"
+
+
+def current_generation(data_dir: Path) -> Path | None:
+    """The folder of the corpus in use, or None before the first import."""
+    link = data_dir / "current"
+    return link.resolve() if (link / "papers.db").is_file() else None
+
+
+def ensure_generation(data_dir: Path) -> Path:
+    """The folder of the corpus in use; makes an empty first generation where there is none."""
+    link = data_dir / "current"
+    if link.is_dir():
+        return link.resolve()
+    try:
+        (data_dir / "generations" / FIRST).mkdir(parents=True, exist_ok=True)
+        beside = data_dir / ".current.new"
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(Path("generations") / FIRST)
+        beside.replace(link)
+        sync_folder(data_dir)
+    except OSError as error:
+        raise CorpusError(
+            f"{data_dir} cannot hold a corpus: {error.strerror}",
+            hint="name a writable folder with --data-dir",
+        ) from error
+    return link.resolve()
+
+
+class FolderLock:
+    """An advisory lock on a file of a generation, released when closed or when the process ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab")
+        self.held = False
+
+    def acquire(self, *, wait: bool = False) -> bool:
+        """Take the lock if nobody else holds it; with `wait`, once nobody does."""
+        if not self.held:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            self.held = True
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        self.held = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
