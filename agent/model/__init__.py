@@ -1,0 +1,1 @@
+"""Getting a model onto the device: fetch, verify, convert to int8 ONNX, self-test, install."""
