@@ -1,0 +1,153 @@
+"""The candidates of one question, scored and in order.
+
+Both scores are computed for every candidate: a cosine for those that only the keywords found, a BM25 score for
+those that only the vectors found. Candidates come in tiers of 1, 4 and 16 times the configured number of each
+list. The first ranks are the fused order of the first tier; deeper ones append what is new in the next, so a page
+never changes an earlier one.
+"""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.domain import Filters, Mode
+from agent.search import fusion
+from agent.search.clock import StageClock
+from agent.search.corpus_index import CorpusIndex
+from agent.search.keywords import Matches
+from agent.search.vectors import VectorIndex
+
+TIERS: Final = (1, 4, 16)
+SCAN_ROWS: Final = 20_000
+"""Filters that leave at most so many papers are answered by an exact scan of those papers' vectors."""
+OVER_FETCH: Final = 1.5
+
+Keys = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class Question(NamedTuple):
+    """What to look for. `vector` (unit, f32) is None in keyword mode; `terms` is empty in semantic mode."""
+
+    mode: Mode
+    vector: NDArray[np.float32] | None
+    terms: list[str]
+    filters: Filters
+
+
+class Ranking(NamedTuple):
+    """How to rank: candidates from each list in the first tier, the cosine's share, ranks that will surely be read."""
+
+    candidates: int
+    semantic_weight: float
+    page: int
+
+
+Scored = Iterator[tuple[int, float]]
+"""Keys and scores, best first."""
+
+
+def ranks(index: CorpusIndex, question: Question, ranking: Ranking, clock: StageClock) -> Scored:
+    """Yield keys and scores from best to worst, searching deeper tiers only as far as the caller reads."""
+    seen: set[int] = set()
+    lowest = 1.0
+    for growth in TIERS:
+        for key, score in _tier(index, question, ranking, ranking.candidates * growth, clock):
+            if key not in seen:
+                seen.add(key)
+                lowest = min(lowest, score)  # scores fall across tiers as well
+                yield key, lowest
+
+
+def _tier(index: CorpusIndex, question: Question, ranking: Ranking, size: int, clock: StageClock) -> Scored:
+    if question.vector is None:
+        found = index.keywords.search(question.terms, size, question.filters)
+        clock.lap("keywords")
+        return _in_order(found.keys, fusion.keyword_score(found.scores, _best(found)))
+    near = _nearest(index, question.vector, size, question.filters)
+    if question.mode == "semantic":
+        cosine = _cosines(index.vectors, question.vector, near)
+        clock.lap("vectors")
+        return islice(_in_order(near, fusion.cosine_score(cosine)), size)
+    clock.lap("vectors")
+    found = index.keywords.search(question.terms, size, question.filters)
+    clock.lap("keywords")
+    return _fused(index, question, question.vector, ranking, near, found, size, clock)
+
+
+def _fused(
+    index: CorpusIndex,
+    question: Question,
+    vector: NDArray[np.float32],
+    ranking: Ranking,
+    near: Keys,
+    found: Matches,
+    size: int,
+    clock: StageClock,
+) -> Scored:
+    """Every candidate by both scores.
+
+    The BM25 score of one that only the vectors found is dear to look up. It cannot exceed the last match's (and is 0
+    where the list of matches is not full), so for the ranks of the page it is looked up only where that bound leaves
+    a chance; the idea is that of the threshold algorithm (Fagin, Lotem and Naor 2001).
+    """
+    keys = np.concatenate([found.keys, near[~np.isin(near, found.keys)]])
+    cosine = _cosines(index.vectors, vector, keys)
+    clock.lap("vectors")
+    weight, best, matched = ranking.semantic_weight, _best(found), len(found.keys)
+    bm25 = np.zeros(len(keys))
+    bm25[:matched] = found.scores
+    scores = fusion.hybrid_score(cosine, bm25, best, weight)
+    unknown = np.arange(matched, len(keys))
+    chance = (1 - weight) * float(found.scores[-1]) / best if matched == size and best > 0 else 0.0
+    done = 0
+    for wanted in (ranking.page, len(keys)):
+        least = np.partition(scores, -wanted)[-wanted] if wanted < len(keys) else 0.0
+        if chance and len(unknown):
+            unsure = scores[unknown] + chance >= least
+            looked_up, unknown = unknown[unsure], unknown[~unsure]
+            found_scores = index.keywords.scores(question.terms, keys[looked_up].tolist())
+            bm25[looked_up] = [found_scores.get(key, 0.0) for key in keys[looked_up].tolist()]
+            scores[looked_up] = fusion.hybrid_score(cosine[looked_up], bm25[looked_up], best, weight)
+            clock.lap("keywords")
+        order = fusion.ranking(keys, scores)[done:wanted]
+        clock.lap("fusion")
+        yield from zip(keys[order].tolist(), scores[order].tolist(), strict=True)
+        done = wanted
+
+
+def _in_order(keys: Keys, scores: Floats) -> Scored:
+    order = fusion.ranking(keys, scores)
+    return zip(keys[order].tolist(), scores[order].tolist(), strict=True)
+
+
+def _nearest(index: CorpusIndex, vector: NDArray[np.float32], size: int, filters: Filters) -> Keys:
+    """At least the `size` nearest papers that satisfy the filters, where so many exist."""
+    if filters.empty:
+        return index.vectors.nearest(vector, size)
+    allowed = index.keywords.count(filters)
+    # An over-fetch of the graph pays only where the filters let most papers through.
+    reach = size
+    while allowed > SCAN_ROWS and reach * 4 < len(index.vectors):
+        reach = int(max(reach * 2, OVER_FETCH * size * len(index.vectors) / allowed))
+        near = index.vectors.nearest(vector, reach)
+        kept = index.keywords.matching(filters, len(near), among=near.tolist())
+        if len(kept) >= size:
+            return kept
+    keys = index.keywords.matching(filters, allowed)
+    if len(keys) <= size:
+        return keys
+    cosine = _cosines(index.vectors, vector, keys)
+    return keys[np.argpartition(-cosine, size)[:size]]
+
+
+def _cosines(vectors: VectorIndex, vector: NDArray[np.float32], keys: Keys) -> Floats:
+    """0 for papers that have no vector yet."""
+    return np.nan_to_num(vectors.scores(vector, keys).astype(np.float64), nan=0.0)
+
+
+def _best(found: Matches) -> float:
+    return float(found.scores[0]) if len(found.scores) else 0.0

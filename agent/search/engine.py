@@ -1,0 +1,106 @@
+"""The path of one question through the corpus: embed, rank, fetch the rows of the page asked for."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Final
+
+from agent.config import SearchConfig
+from agent.domain import Hit, Mode, SearchRequest, SearchResult
+from agent.errors import NotReadyError
+from agent.search.candidates import Question, Ranking, ranks
+from agent.search.clock import StageClock
+from agent.search.corpus_index import CorpusIndex
+from agent.search.embedder import Embedder
+from agent.search.text import arxiv_id_forms, arxiv_id_of
+
+SPARE_ROWS: Final = 2
+"""Rows fetched beyond the page at once, for candidates that were updated or removed since they were indexed."""
+
+
+class SearchEngine:
+    """Searches one opened corpus. Safe to call from several threads."""
+
+    def __init__(self, index: CorpusIndex, embedder: Embedder | None, config: SearchConfig) -> None:
+        """`embedder` is None on devices without a model: hybrid questions are then answered by keyword."""
+        self.index: Final = index
+        self.embedder: Final = embedder
+        self.config: Final = config
+
+    def close(self) -> None:
+        self.index.close()
+
+    @property
+    def model(self) -> str | None:
+        return self.embedder.manifest.name if self.embedder else None
+
+    @property
+    def corpus_version(self) -> str:
+        return f"local+{self.index.papers.last_change()}"
+
+    def search(self, request: SearchRequest) -> SearchResult:
+        """Answer one question. Raises NotReadyError for a semantic one without a model.
+
+        A question that is an arXiv id (or its address) gets that paper first, then others like it; an id that is
+        not in the corpus resembles no paper and gets none.
+        """
+        clock = StageClock()
+        mode = self._mode(request)
+        last = request.offset + (request.max_results or self.config.max_results)
+        named = self._named_paper(request)
+        if named:
+            hits = self._hits(self._ranks(request, named.paper.title, mode, last, clock), last, clock, first=named)
+        elif arxiv_id_of(request.query):
+            hits = []
+        else:
+            hits = self._hits(self._ranks(request, request.query, mode, last, clock), last, clock)
+        return SearchResult(
+            query=request.query,
+            mode=mode,
+            hits=tuple(hits[request.offset : last]),
+            corpus_version=self.corpus_version,
+            model=self.model,
+            timings_ms=clock.timings_ms,
+        )
+
+    def _mode(self, request: SearchRequest) -> Mode:
+        mode: Mode = request.mode or self.config.default_mode
+        if self.embedder is None and mode == "semantic":
+            raise NotReadyError("semantic search needs a model, and none is installed")
+        return mode if self.embedder else "keyword"
+
+    def _ranks(
+        self, request: SearchRequest, text: str, mode: Mode, last: int, clock: StageClock
+    ) -> Iterator[tuple[int, float]]:
+        vector = self.embedder.query(text) if self.embedder and mode != "keyword" else None
+        clock.lap("embed")
+        terms = self.index.keywords.terms(text) if mode != "semantic" else []
+        question = Question(mode, vector, terms, request.filters)
+        ranking = Ranking(self.config.candidates, self.config.semantic_weight, page=last + SPARE_ROWS)
+        return ranks(self.index, question, ranking, clock)
+
+    def _hits(
+        self, ranked: Iterator[tuple[int, float]], last: int, clock: StageClock, *, first: Hit | None = None
+    ) -> list[Hit]:
+        """Hits in rank order, at least `last` of them where so many exist."""
+        hits = [first] if first else []
+        while len(hits) < last:
+            part = list(islice(ranked, last - len(hits) + SPARE_ROWS))
+            if not part:
+                break
+            rows = self.index.papers.get([key for key, _ in part])
+            papers = [(rows[key], score) for key, score in part if key in rows]
+            hits += [Hit(paper, score) for paper, score in papers if not first or paper != first.paper]
+            clock.lap("rows")
+        return hits
+
+    def _named_paper(self, request: SearchRequest) -> Hit | None:
+        """The paper whose arXiv id the query is, if it is in the corpus and satisfies the filters."""
+        arxiv_id = arxiv_id_of(request.query)
+        forms = arxiv_id_forms(arxiv_id) if arxiv_id else []
+        found = next(filter(None, map(self.index.papers.find, forms)), None)
+        if not found:
+            return None
+        key, paper = found
+        if not request.filters.empty and not len(self.index.keywords.matching(request.filters, 1, among=[key])):
+            return None
+        return Hit(paper, 1.0)

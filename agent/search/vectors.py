@@ -1,0 +1,253 @@
+"""Nearest vectors, by usearch.
+
+A few usearch segments, mapped from disk, and a short tail in memory that is scanned exactly. Segments give
+candidates; scores are always computed here, from the f32 query and the stored int8 vectors, so that results of
+several segments and of the tail compare.
+
+A segment is two files: the graph (`N.usearch`), and the keys of its rows in rising order with the rows they
+stand in (`N.rows.npy`). usearch writes the matrix of vectors at the head of its file (two u32 for rows and
+columns, then row after row), so the same bytes serve the graph and an exact scan, mapped once. Each segment is
+checked for that when it is made.
+
+Like the keyword index this is a cache of papers.db: `segments.json` names the segments and says up to which
+vector (`seq`) they reach.
+"""
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.errors import CorpusError
+from agent.paths import sync_file, write_file
+from agent.search.native import usearch_index
+from agent.store.papers import Int8Matrix, StoredVectors
+
+TAIL_ROWS: Final = 2_048
+"""A longer tail becomes a segment. Scanning it takes about 0.3 ms; adding to a graph 0.5 ms a vector."""
+SEGMENT_ROWS: Final = 200_000
+"""A larger segment is not merged any more: building it would need too much memory on a small board."""
+HEADER_BYTES: Final = 8
+CONNECTIVITY: Final = 16
+EXPANSION_ADD: Final = 128
+EXPANSION_SEARCH: Final = 192
+
+Floats = NDArray[np.float32]
+Keys = NDArray[np.int64]
+
+
+def to_int8(vectors: Floats) -> Int8Matrix:
+    """Scale each row by its own largest component to +-127; cosines do not mind the scale."""
+    largest = np.maximum(np.abs(vectors).max(axis=-1, keepdims=True), 1e-12)
+    scaled: Int8Matrix = np.rint(vectors / largest * 127).astype(np.int8)
+    return scaled
+
+
+def cosines(query: Floats, matrix: Int8Matrix) -> Floats:
+    """Cosine of a unit f32 query with int8 rows of any scale; shape (rows,)."""
+    rows = matrix.astype(np.float32)
+    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    result: Floats = (rows @ query) / np.maximum(norms, 1e-12)
+    return result
+
+
+class _Segment:
+    """One immutable graph on disk and the same vectors as a mapped matrix."""
+
+    def __init__(self, folder: Path, name: str, dimensions: int) -> None:
+        self.name: Final = name
+        path = folder / f"{name}.usearch"
+        rows = np.load(folder / f"{name}.rows.npy", mmap_mode="r")
+        self.keys: Final[Keys] = np.asarray(rows[0])
+        self.rows: Final[Keys] = np.asarray(rows[1])
+        head = np.fromfile(path, np.uint32, count=2)
+        if rows.shape[0] != 2 or head.tolist() != [rows.shape[1], dimensions]:  # noqa: PLR2004  keys and rows
+            raise ValueError(f"{path.name} holds {head.tolist()} vectors, expected {(rows.shape[1], dimensions)}")
+        mapped = np.memmap(path, np.int8, "r", offset=HEADER_BYTES, shape=(rows.shape[1], dimensions))
+        self.matrix: Final[Int8Matrix] = np.asarray(mapped)  # indexing the subclass costs more than the copy
+        self._graph = usearch_index(
+            ndim=dimensions,
+            metric="cos",
+            dtype="i8",
+            expansion_search=EXPANSION_SEARCH,
+            enable_key_lookups=False,
+        )
+        self._graph.view(str(path))
+        # usearch keeps one working area a graph for the calling thread.
+        self._guard = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def search(self, query: Int8Matrix, limit: int) -> Keys:
+        with self._guard:
+            matches = self._graph.search(query, limit, threads=1)
+        return np.asarray(matches.keys).astype(np.int64)
+
+    @staticmethod
+    def build(folder: Path, name: str, keys: Keys, matrix: Int8Matrix) -> None:
+        """Write a segment beside the others; it is not used before segments.json names it."""
+        graph = usearch_index(
+            ndim=matrix.shape[1],
+            metric="cos",
+            dtype="i8",
+            connectivity=CONNECTIVITY,
+            expansion_add=EXPANSION_ADD,
+        )
+        graph.add(keys, matrix, threads=os.cpu_count() or 1)
+        path = folder / f"{name}.usearch"
+        graph.save(str(path))
+        # Several threads fill the rows in any order, so each row is found again by its content. Equal vectors
+        # are interchangeable. This also proves that the file is laid out as we read it.
+        stored = np.memmap(path, np.int8, "r", offset=HEADER_BYTES, shape=matrix.shape)
+        by_content, given = _order_by_content(stored), _order_by_content(matrix)
+        if not np.array_equal(stored[by_content], matrix[given]):
+            raise CorpusError(f"{path}: usearch lays out its files in another way than this version expects")
+        rows = np.empty(len(keys), np.int64)
+        rows[given] = by_content
+        order = np.argsort(keys)
+        rows_path = folder / f"{name}.rows.npy"
+        np.save(rows_path, np.stack([keys[order], rows[order]]))
+        sync_file(path)
+        sync_file(rows_path)
+
+
+class _View(NamedTuple):
+    """What a search sees; replaced as a whole, never changed."""
+
+    segments: tuple[_Segment, ...]
+    tail_keys: Keys
+    tail: Int8Matrix
+
+
+class VectorIndex:
+    """A folder with segments. One process writes; searches may run in any thread."""
+
+    def __init__(self, folder: Path, model: str, dimensions: int, *, writable: bool) -> None:
+        """Open; segments that are damaged or of another model are forgotten (and deleted if `writable`)."""
+        self.folder: Final = folder
+        self.model: Final = model
+        self.dimensions: Final = dimensions
+        if writable:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._open()
+        if writable:
+            self._sweep()
+
+    def _open(self) -> None:
+        segments, self.reached = self._open_segments()
+        self._segments_reach = self.reached
+        self._view = _View(segments, np.empty(0, np.int64), np.empty((0, self.dimensions), np.int8))
+
+    def reload(self) -> None:
+        """See the segments that another process has written since; the tail is then to be read again."""
+        if _segments_reach(self.folder) != self._segments_reach:
+            self._open()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._view.segments)) + len(self._view.tail_keys)
+
+    def _open_segments(self) -> tuple[tuple[_Segment, ...], int]:
+        try:
+            state = json.loads((self.folder / "segments.json").read_bytes())
+            if state["model"] != self.model:
+                return (), 0
+            segments = tuple(_Segment(self.folder, name, self.dimensions) for name in state["segments"])
+            return segments, int(state["seq"])
+        except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, RuntimeError):
+            return (), 0
+
+    # -- writing ----------------------------------------------------------------------------------------------
+
+    def extend(self, vectors: StoredVectors) -> None:
+        """Make vectors searchable at once, in memory; they are in papers.db already."""
+        view = self._view
+        keys = np.concatenate([view.tail_keys, vectors.keys])
+        matrix = np.concatenate([view.tail, vectors.matrix])
+        order = np.argsort(keys)
+        self._view = view._replace(tail_keys=keys[order], tail=matrix[order])
+        self.reached = vectors.last_seq
+
+    def tail_is_long(self) -> bool:
+        return len(self._view.tail_keys) > TAIL_ROWS
+
+    def flush(self) -> None:
+        """Turn the tail into a segment, merged with the latest ones while they are not much larger."""
+        view = self._view
+        if not len(view.tail_keys):
+            return
+        keep = list(view.segments)
+        keys, matrices = [view.tail_keys], [view.tail]
+        rows = len(view.tail_keys)
+        while keep and len(keep[-1]) <= 2 * rows and len(keep[-1]) + rows <= SEGMENT_ROWS:
+            segment = keep.pop()
+            keys.append(segment.keys)
+            matrices.append(segment.matrix[segment.rows])
+            rows += len(segment)
+        name = f"{self.reached:012d}"
+        _Segment.build(self.folder, name, np.concatenate(keys), np.concatenate(matrices))
+        names = [*(segment.name for segment in keep), name]
+        state = {"model": self.model, "seq": self.reached, "segments": names}
+        write_file(self.folder / "segments.json", json.dumps(state).encode())
+        segments = (*keep, _Segment(self.folder, name, self.dimensions))
+        self._view = _View(segments, np.empty(0, np.int64), np.empty((0, self.dimensions), np.int8))
+        self._segments_reach = self.reached
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Delete files of segments that are in use no more; a search that still maps one keeps its bytes."""
+        used = {segment.name for segment in self._view.segments}
+        for path in self.folder.glob("*"):
+            if path.name != "segments.json" and path.name.split(".", 1)[0] not in used:
+                path.unlink(missing_ok=True)
+
+    # -- searching --------------------------------------------------------------------------------------------
+
+    def nearest(self, query: Floats, limit: int) -> Keys:
+        """Candidates: about the `limit` nearest of each segment and of the tail, in no order."""
+        view = self._view
+        small = to_int8(query)
+        found = [segment.search(small, min(limit, len(segment))) for segment in view.segments]
+        if len(view.tail_keys) <= limit:
+            found.append(view.tail_keys)
+        else:
+            best = np.argpartition(-cosines(query, view.tail), limit)[:limit]
+            found.append(view.tail_keys[best])
+        return np.concatenate(found)
+
+    def scores(self, query: Floats, keys: Keys) -> Floats:
+        """Cosines of given papers, computed exactly; NaN for those without a vector."""
+        view = self._view
+        result = np.full(len(keys), np.nan, np.float32)
+        for segment in view.segments:
+            at, found = _locate(segment.keys, keys)
+            if found.all():
+                return cosines(query, segment.matrix[segment.rows[at]])
+            result[found] = cosines(query, segment.matrix[segment.rows[at[found]]])
+        if len(view.tail_keys):
+            at, found = _locate(view.tail_keys, keys)
+            result[found] = cosines(query, view.tail[at[found]])
+        return result
+
+
+def _segments_reach(folder: Path) -> int:
+    try:
+        return int(json.loads((folder / "segments.json").read_bytes())["seq"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _locate(rising: Keys, wanted: Keys) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Where each wanted key stands in `rising` (not empty), and whether it is there at all."""
+    at = np.minimum(np.searchsorted(rising, wanted), len(rising) - 1)
+    return at, rising[at] == wanted
+
+
+def _order_by_content(matrix: Any) -> NDArray[np.intp]:
+    rows = np.ascontiguousarray(matrix).view(np.dtype((np.void, matrix.shape[1]))).ravel()
+    order: NDArray[np.intp] = np.argsort(rows, kind="stable")
+    return order
