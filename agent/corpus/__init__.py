@@ -1,0 +1,1 @@
+"""Getting papers in: records, import, embedding."""

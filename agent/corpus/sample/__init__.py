@@ -1,0 +1,13 @@
+"""The sample corpus: well-known papers with summaries of our own, and their vectors by the default model."""
+
+from pathlib import Path
+from typing import Final
+
+SAMPLE_PAPERS: Final = Path(__file__).parent / "papers.jsonl"
+SAMPLE_VECTORS: Final = Path(__file__).parent / "vectors.npy"
+SAMPLE_MODEL: Final = "all-MiniLM-L6-v2"
+
+
+def sample_fits(model: str) -> bool:
+    """Whether the vectors that ship are of this model; for another one the papers are embedded like any other."""
+    return model == SAMPLE_MODEL

@@ -1,0 +1,268 @@
+"""Records of arXiv metadata into the corpus."""
+
+import gzip
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+from conftest import run_command
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.corpus.importer import ImportReport, import_papers, read_vectors
+from agent.corpus.records import RecordError, parse_line, parse_record
+from agent.domain import Paper
+from agent.errors import CorpusError
+from agent.search.corpus_index import CorpusIndex
+
+MODEL, DIMENSIONS = "test-model", 8
+
+OURS = {
+    "arxiv_id": "1706.03762",
+    "title": "Attention Is All You Need",
+    "abstract": "We drop recurrence.",
+    "authors": ["Ashish Vaswani", "Noam Shazeer"],
+    "categories": ["cs.CL", "cs.LG"],
+    "published": "2017-06-12",
+    "updated": "2017-12-06",
+    "src": "x",
+}
+SNAPSHOT = {
+    "id": "0704.0001",
+    "submitter": "Pavel Nadolsky",
+    "authors": "C. Bal\\'azs, E. L. Berger",
+    "authors_parsed": [["Balázs", "C.", ""], ["Berger", "E. L.", ""], ["Davis", "Sammy", "Jr."]],
+    "title": "Calculation of prompt diphoton production cross sections at Tevatron and\n  LHC energies",
+    "abstract": "  A fully differential calculation in\nperturbative QCD is presented.\n",
+    "categories": "hep-ph hep-ex",
+    "versions": [
+        {"version": "v1", "created": "Mon, 2 Apr 2007 19:18:42 GMT"},
+        {"version": "v2", "created": "Tue, 24 Jul 2007 20:10:27 GMT"},
+    ],
+    "update_date": "2008-11-26",
+}
+
+
+@pytest.fixture
+def index(tmp_path: Path):
+    with CorpusIndex(tmp_path, MODEL, DIMENSIONS, owner=True) as opened:
+        yield opened
+
+
+def write(path: Path, *rows: dict | bytes) -> str:
+    lines = [row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode() for row in rows]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return str(path)
+
+
+def rows(count: int) -> list[dict]:
+    return [{**OURS, "arxiv_id": f"2401.{number:05d}", "title": f"Paper number {number}"} for number in range(count)]
+
+
+def test_our_own_fields_are_read_as_given() -> None:
+    expected = Paper(
+        arxiv_id="1706.03762",
+        title="Attention Is All You Need",
+        abstract="We drop recurrence.",
+        authors=("Ashish Vaswani", "Noam Shazeer"),
+        categories=("cs.CL", "cs.LG"),
+        published="2017-06-12",
+        updated="2017-12-06",
+    )
+    assert expected == parse_record(OURS)
+
+
+def test_the_fields_of_the_full_snapshot_are_read() -> None:
+    expected = Paper(
+        arxiv_id="0704.0001",
+        title="Calculation of prompt diphoton production cross sections at Tevatron and LHC energies",
+        abstract="A fully differential calculation in perturbative QCD is presented.",
+        authors=("C. Balázs", "E. L. Berger", "Sammy Davis Jr."),
+        categories=("hep-ph", "hep-ex"),
+        published="2007-04-02",
+        updated="2008-11-26",
+        version=2,
+    )
+    assert expected == parse_record(SNAPSHOT)
+
+
+TEXT = st.text(min_size=1).filter(str.strip)
+
+
+@given(title=TEXT, abstract=st.text(), authors=st.lists(TEXT, max_size=3), categories=st.lists(TEXT, max_size=3))
+def test_latex_and_unicode_survive_as_given(title, abstract, authors, categories) -> None:
+    record = {
+        "arxiv_id": "2401.00001",
+        "title": title,
+        "abstract": abstract,
+        "authors": authors,
+        "categories": categories,
+    }
+    paper = parse_line(json.dumps(record).encode())
+    assert (title, abstract, tuple(authors), tuple(categories)) == (
+        paper.title,
+        paper.abstract,
+        paper.authors,
+        paper.categories,
+    )
+
+
+@given(st.binary(max_size=100) | st.dictionaries(st.sampled_from([*OURS, *SNAPSHOT]), st.none() | st.integers() | st.text() | st.lists(st.integers())).map(lambda d: json.dumps(d).encode()))  # fmt: skip
+def test_any_line_gives_a_paper_or_a_reason(line: bytes) -> None:
+    try:
+        assert parse_line(line).arxiv_id
+    except RecordError as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"arxiv_id": None}, "arxiv_id"),
+        ({"arxiv_id": ""}, "arxiv_id"),
+        ({"arxiv_id": 1706.03762}, "arxiv_id"),
+        ({"arxiv_id": "x" * 200}, "arxiv_id"),
+        ({"title": None}, "title"),
+        ({"title": "   "}, "title"),
+        ({"title": 5}, "title"),
+        ({"abstract": ["x"]}, "abstract"),
+        ({"authors": {"a": 1}}, "authors"),
+        ({"authors": [1]}, "authors"),
+        ({"authors_parsed": "x"}, "authors_parsed"),
+        ({"authors_parsed": [[]]}, "authors_parsed"),
+        ({"categories": [None]}, "categories"),
+        ({"published": "June 2017"}, "published"),
+        ({"updated": 2017}, "updated"),
+    ],
+)
+def test_a_malformed_record_is_refused_with_the_field_named(change: dict, named: str) -> None:
+    with pytest.raises(RecordError, match=rf"^{named}: expected"):
+        parse_record({**OURS, **change})
+
+
+@pytest.mark.parametrize("given_id", ["1706.03762v5", "arXiv:1706.03762v5"])
+def test_a_version_in_the_id_is_the_papers_version(given_id: str) -> None:
+    paper = parse_record({**OURS, "arxiv_id": given_id})
+    assert (paper.arxiv_id, paper.version) == ("1706.03762", 5)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, lambda data: zstandard.compress(data[:500]) + zstandard.compress(data[500:])])  # fmt: skip
+def test_plain_gzip_and_zstd_files_are_told_by_their_content(pack, index, tmp_path: Path) -> None:
+    plain = write(tmp_path / "plain", *rows(30))
+    packed = tmp_path / "no-telling-name"
+    packed.write_bytes(pack(Path(plain).read_bytes()))
+    assert ImportReport(lines=30, added=30) == import_papers(str(packed), index, MODEL)
+    assert index.papers.count() == 30
+
+
+def test_standard_input_is_a_file_like_any_other(index, tmp_path: Path, monkeypatch) -> None:
+    data = Path(write(tmp_path / "rows", *rows(3))).read_bytes()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(gzip.compress(data)))))
+    assert import_papers("-", index, MODEL).added == 3
+
+
+def test_importing_twice_changes_nothing(index, tmp_path: Path) -> None:
+    file = write(tmp_path / "rows", *rows(10), SNAPSHOT)
+    import_papers(file, index, MODEL)
+    before = index.papers.last_change()
+    assert ImportReport(lines=11, unchanged=11) == import_papers(file, index, MODEL)
+    assert before == index.papers.last_change()
+
+
+def test_newer_versions_replace_older_ones_and_older_ones_are_passed_over(index, tmp_path: Path) -> None:
+    old, new = OURS, {**OURS, "title": "Attention!", "updated": "2018-01-01"}
+    import_papers(write(tmp_path / "old", old), index, MODEL)
+    assert import_papers(write(tmp_path / "new", new), index, MODEL).updated == 1
+    assert import_papers(write(tmp_path / "old", old), index, MODEL).older == 1
+    found = index.papers.find("1706.03762")
+    assert found[1].title == "Attention!"
+    assert index.papers.count() == 1
+    assert [found[0]] == index.keywords.search(index.keywords.terms("attention"), 10).keys.tolist()
+
+
+def test_malformed_lines_are_counted_with_their_numbers_and_the_rest_is_imported(index, tmp_path: Path) -> None:
+    good = rows(3)
+    file = write(tmp_path / "rows", good[0], b"{", b"", good[1], b"\xff\xfe", {**OURS, "title": None}, b"[]", good[2])
+    report = import_papers(file, index, MODEL)
+    assert (report.lines, report.added, report.malformed) == (8, 3, 4)
+    assert [problem.line for problem in report.problems] == [2, 5, 6, 7]
+    assert "title" in report.problems[2].reason
+
+
+def test_an_endless_line_is_passed_over_without_being_held_in_memory(index, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("agent.corpus.source.MAX_LINE_BYTES", 1_000)
+    file = write(tmp_path / "rows", rows(1)[0], b"x" * 5_000, {**OURS})
+    report = import_papers(file, index, MODEL)
+    assert (report.lines, report.added, [problem.line for problem in report.problems]) == (3, 2, [2])
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
+def test_a_truncated_file_is_an_error_and_what_came_before_is_kept(pack, index, tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).integers(0, 2**62, 4_000)
+    many = [{**row, "abstract": str(noise[i % 4000])} for i, row in enumerate(rows(4_000))]
+    packed = pack(Path(write(tmp_path / "rows", *many)).read_bytes())
+    cut = tmp_path / "cut"
+    cut.write_bytes(packed[: len(packed) * 3 // 4])
+    with pytest.raises(CorpusError, match="damaged or truncated"):
+        import_papers(str(cut), index, MODEL)
+    kept = index.papers.count()
+    assert 0 < kept < 4_000
+    assert kept == index.papers.last_change() == index.keywords.reached
+
+
+def test_given_vectors_belong_to_lines_malformed_ones_included(index, tmp_path: Path) -> None:
+    matrix = np.random.default_rng(2).integers(-127, 127, (4, DIMENSIONS)).astype(np.int8)
+    np.save(tmp_path / "vectors.npy", matrix)
+    papers = rows(3)
+    file = write(tmp_path / "rows", papers[0], b"{", papers[1], papers[2])
+    report = import_papers(file, index, MODEL, vectors=read_vectors(tmp_path / "vectors.npy", DIMENSIONS))
+    assert (report.added, report.vectors) == (3, 3)
+    stored = index.papers.vectors_since(0, MODEL, DIMENSIONS, 10)
+    assert matrix[[0, 2, 3]].tolist() == stored.matrix.tolist()
+    assert import_papers(file, index, MODEL, vectors=matrix).vectors == 0
+
+
+def test_float_vectors_are_scaled_to_int8(tmp_path: Path) -> None:
+    np.save(tmp_path / "f32.npy", np.array([[0.5, -1.0], [2.0, 0.0]], np.float32))
+    assert read_vectors(tmp_path / "f32.npy", 2).tolist() == [[64, -127], [127, 0]]
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [(np.zeros((2, 3), np.int8), "shape"), (np.zeros(8, np.int8), "shape"), (np.zeros((2, 8), np.float64), "float64")],
+)
+def test_vectors_of_another_shape_or_type_are_refused(array, said: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", array)
+    with pytest.raises(CorpusError, match=said):
+        read_vectors(tmp_path / "v.npy", DIMENSIONS)
+
+
+def test_vectors_for_another_number_of_lines_are_reported(index, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"2 rows, but the input has 3 lines"):
+        import_papers(write(tmp_path / "rows", *rows(3)), index, MODEL, vectors=np.ones((2, DIMENSIONS), np.int8))
+    assert index.papers.count() == 3
+
+
+def test_the_command_reports_in_words_and_in_json(tmp_path: Path) -> None:
+    data = Path(write(tmp_path / "rows", *rows(2), b"nonsense")).read_bytes()
+    said = run_command("corpus", "import", "-", "--no-embed", data_dir=tmp_path / "d", stdin=data)
+    assert b"3 lines: 2 added, 1 malformed" in said.stdout
+    assert b"line 3: not valid JSON" in said.stderr
+    document = json.loads(run_command("corpus", "import", "-", "--json", data_dir=tmp_path / "d", stdin=data).stdout)
+    assert (document["unchanged"], document["malformed"], document["embedded"]) == (2, 1, 2)
+
+
+def test_ten_thousand_real_papers_import_with_the_vectors_at_hand(shared: Path, tmp_path: Path) -> None:
+    file = str(shared / "data" / "arxiv_dev_10k.jsonl.zst")
+    with CorpusIndex(tmp_path, MODEL, DIMENSIONS, owner=True) as index:
+        report = import_papers(file, index, MODEL)
+        assert (report.lines, report.added, report.malformed) == (10_000, 10_000, 0)
+        assert index.keywords.reached == 10_000
+    with zstandard.open(file, "rb") as lines:
+        given_first = json.loads(next(io.BufferedReader(lines)))
+    with CorpusIndex(tmp_path, MODEL, DIMENSIONS, owner=False) as index:
+        stored = index.papers.find(given_first["arxiv_id"])[1]
+    assert (given_first["title"], given_first["abstract"]) == (stored.title, stored.abstract)
