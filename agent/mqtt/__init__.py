@@ -1,0 +1,1 @@
+"""MQTT 5 by awscrt: one connection class for every broker."""

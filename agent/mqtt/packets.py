@@ -1,0 +1,87 @@
+"""What a connection sends and receives, and how the library wants it."""
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from awscrt import io, mqtt5
+
+SESSION_EXPIRY_S: Final = 3_600
+
+FINAL_REFUSALS: Final = frozenset(
+    (
+        mqtt5.PubackReasonCode.NOT_AUTHORIZED,
+        mqtt5.PubackReasonCode.TOPIC_NAME_INVALID,
+        mqtt5.PubackReasonCode.PAYLOAD_FORMAT_INVALID,
+    )
+)
+"""Asking again would not help; every other refusal may pass."""
+
+
+class Outgoing(NamedTuple):
+    """A message to publish, at QoS 1; with a content type the payload is UTF-8 text, without one any bytes."""
+
+    topic: str
+    payload: bytes
+    retain: bool = False
+    response_topic: str | None = None
+    correlation: bytes | None = None
+    content_type: str | None = "application/json"
+
+
+class Broker(NamedTuple):
+    """Where to connect, and as whom. `ca_cert` is a path; with it the connection uses TLS."""
+
+    host: str
+    port: int
+    client_id: str
+    username: str | None = None
+    password: str | None = None
+    ca_cert: str | None = None
+    keep_alive_s: int = 45
+    receive_maximum: int = 32
+    session_expiry_s: int = SESSION_EXPIRY_S
+    will: Outgoing | None = None
+
+
+class Message:
+    """A received message. It counts as taken only once `acknowledge` was called."""
+
+    __slots__ = ("_acknowledge", "_lost", "correlation", "payload", "received", "response_topic", "topic")
+
+    def __init__(self, packet: Any, received: float, acknowledge: Callable[[], None], lost: Callable[[], bool]) -> None:
+        self.topic: str = packet.topic
+        self.payload: bytes = packet.payload or b""
+        self.response_topic: str | None = packet.response_topic
+        self.correlation: bytes | None = packet.correlation_data_bytes
+        self.received: float = received  # time.monotonic()
+        self._acknowledge = acknowledge
+        self._lost = lost
+
+    @property
+    def lost(self) -> bool:
+        """Whether the link it came by is gone: the broker will deliver it again by the next one."""
+        return self._lost()
+
+    def acknowledge(self) -> None:
+        """Tell the broker that this message is done with. After a lost link it will be delivered again instead."""
+        self._acknowledge()
+
+
+def publish_packet(message: Outgoing) -> Any:
+    return mqtt5.PublishPacket(
+        topic=message.topic,
+        payload=message.payload,
+        qos=mqtt5.QoS.AT_LEAST_ONCE,
+        retain=message.retain,
+        response_topic=message.response_topic,
+        correlation_data_bytes=message.correlation,
+        content_type=message.content_type,
+        payload_format_indicator=mqtt5.PayloadFormatIndicator.AWS_MQTT5_PFI_UTF8 if message.content_type else None,
+    )
+
+
+def tls_context(ca_cert: str) -> Any:
+    options = io.TlsContextOptions()
+    options.override_default_trust_store_from_path(None, ca_cert)
+    options.min_tls_ver = io.TlsVersion.TLSv1_2
+    return io.ClientTlsContext(options)

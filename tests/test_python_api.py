@@ -1,0 +1,255 @@
+"""The seed's Python classes against a real broker."""
+
+import asyncio
+import getpass
+import json
+import os
+import signal
+import threading
+from typing import Any
+
+import pytest
+from conftest import AgentProcess, Client, import_sample
+
+from agent.aws import AWSIoTMQTTClient, MQTTSearchBridge, MQTTSearchService
+from agent.config import Config, load_config
+from agent.errors import BrokerError, ConfigError, NotReadyError
+from agent.local_cloud.mosquitto import Mosquitto
+from agent.search import SearchAPI
+
+QUESTION = "how tightly can equal spheres be packed"
+ANSWER = "1603.04246"
+
+
+@pytest.fixture
+def config(broker: Mosquitto, tmp_path) -> Config:
+    return load_config(environment={"ARXPLORER__LOCAL_BROKER__PORT": str(broker.port)}, data_dir=tmp_path / "data")
+
+
+@pytest.fixture
+async def client(config: Config):
+    connected = AWSIoTMQTTClient(config)
+    await connected.connect()
+    yield connected
+    await connected.disconnect()
+
+
+class Inbox:
+    """Collects what a subscription delivers."""
+
+    def __init__(self) -> None:
+        self.messages: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+
+    async def __call__(self, topic: str, message: Any) -> None:
+        await self.messages.put((topic, message))
+
+    async def next(self) -> tuple[str, Any]:
+        async with asyncio.timeout(20):
+            return await self.messages.get()
+
+
+async def test_client_and_bridge_answer_a_published_request_on_the_results_topic(client, config: Config) -> None:
+    with SearchAPI(config) as api:
+        api.open(owner=True)
+        import_sample(api)
+        service_client = AWSIoTMQTTClient(config)
+        await service_client.connect()
+        bridge = MQTTSearchBridge(service_client, api)
+        await bridge.setup()
+        inbox = Inbox()
+        await client.subscribe("arxplorer/search/results", inbox)
+        request_id = await client.publish_search_request(query=QUESTION, filters={"category": "math.*"})
+        topic, answer = await inbox.next()
+        assert (topic, answer["request_id"], answer["client_id"]) == (
+            "arxplorer/search/results",
+            request_id,
+            client.client_id,
+        )
+        assert answer["results"][0]["arxiv_id"] == ANSWER
+        await service_client.disconnect()
+
+
+async def test_the_service_runs_until_it_is_stopped(client: AWSIoTMQTTClient, config: Config) -> None:
+    with SearchAPI(config) as api:
+        api.open(owner=True)
+        import_sample(api)
+    statuses = Inbox()
+    await client.subscribe("arxplorer/status/#", statuses)
+    service = MQTTSearchService(config)
+    running = asyncio.ensure_future(service.run_forever())
+    _, status = await statuses.next()
+    assert status["status"] == "online"
+    answer = await client.ask(QUESTION, {"max_results": 2})
+    assert (answer["results"][0]["arxiv_id"], answer["count"]) == (ANSWER, 2)
+    assert (await client.ask("x", {"mode": "magic"}))["error"]["field"] == "filters.mode"
+    service.stop()
+    await running
+
+
+async def test_the_service_stops_in_time_while_an_index_is_being_built(config: Config, monkeypatch) -> None:
+    building, release = threading.Event(), threading.Event()
+
+    def build() -> None:
+        building.set()
+        release.wait(60)
+
+    service = MQTTSearchService(config)
+    monkeypatch.setattr(service, "_upkeep_once", build)
+    running = asyncio.ensure_future(service.run_forever())
+    await asyncio.to_thread(building.wait, 20)
+    service.stop()
+    async with asyncio.timeout(5):
+        await running
+    release.set()
+    service._upkeep.shutdown(wait=True)  # noqa: SLF001  what the process's end does otherwise
+    service.api.close()
+
+
+async def test_search_api_needs_to_be_initialized(config: Config) -> None:
+    with pytest.raises(NotReadyError, match="not open yet"):
+        SearchAPI(config).search_sync("x")
+    with SearchAPI(config) as writer:
+        writer.open(owner=True)
+        import_sample(writer)
+        api = SearchAPI(config)
+        await api.initialize()
+        message = await api.search(QUESTION, {"max_results": 1}, request_id="r")
+        assert (message["results"][0]["arxiv_id"], message["request_id"]) == (ANSWER, "r")
+        api.close()
+
+
+async def test_custom_topics_carry_json_and_a_failing_handler_stops_nothing(client: AWSIoTMQTTClient, caplog) -> None:
+    inbox = Inbox()
+    calls: list[Any] = []
+
+    def failing(topic: str, message: Any) -> None:
+        calls.append(message)
+        raise RuntimeError("on purpose")
+
+    await client.subscribe("lab/custom/+", inbox)
+    await client.subscribe("lab/failing", failing)
+    await client.publish("lab/failing", {"n": 1})
+    await client.publish("lab/custom/x", {"n": [1, None, "ü"]})
+    await client.publish("lab/custom/y", b"\xff no json")
+    assert await inbox.next() == ("lab/custom/x", {"n": [1, None, "ü"]})
+    assert await inbox.next() == ("lab/custom/y", b"\xff no json")
+    await client.publish("lab/failing", {"n": 2})
+    await client.publish("lab/custom/z", 1)
+    await inbox.next()
+    assert calls == [{"n": 1}, {"n": 2}]
+    assert "on purpose" in caplog.text
+
+
+async def test_a_message_that_is_taken_during_a_disconnect_does_not_hold_it_up(client, config, caplog) -> None:
+    taken = asyncio.Event()
+    release = asyncio.Event()
+
+    async def slow(_: str, __: Any) -> None:
+        taken.set()
+        await release.wait()
+
+    await client.subscribe("lab/slow", slow)
+    await client.publish("lab/slow", 1)
+    await taken.wait()
+    closing = asyncio.ensure_future(client.disconnect())
+    await asyncio.sleep(0)
+    release.set()
+    await closing
+    assert "did not close in time" not in caplog.text
+
+
+async def test_no_broker_and_no_agent_are_told_apart(client: AWSIoTMQTTClient) -> None:
+    with pytest.raises(BrokerError, match="no answer within"):
+        await client.ask("x", timeout_s=0.3)
+    lost = AWSIoTMQTTClient(load_config(environment={"ARXPLORER__LOCAL_BROKER__PORT": "1"}))
+    with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1") as caught:
+        await lost.connect(timeout_s=0.5)
+    assert "mosquitto" in caught.value.hint
+    with pytest.raises(BrokerError, match="not connected"):
+        await lost.publish("a", {})
+
+
+async def test_giving_up_on_a_publish_leaves_the_library_in_peace(client, broker: Mosquitto, capfd) -> None:
+    os.kill(broker.pid, signal.SIGSTOP)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await client.publish("lab/x", 1)
+    os.kill(broker.pid, signal.SIGCONT)
+    await client.publish("lab/x", 2)  # in order: the broker has acknowledged the first one by now
+    assert "InvalidStateError" not in capfd.readouterr().err
+
+
+async def test_a_client_that_failed_to_connect_can_be_used_again(tmp_path) -> None:
+    tmp_path.chmod(0o755)
+    broker = Mosquitto(tmp_path / "late")
+    client = AWSIoTMQTTClient(load_config(environment={"ARXPLORER__LOCAL_BROKER__PORT": str(broker.port)}))
+    with pytest.raises(BrokerError):
+        await client.connect(timeout_s=0.3)
+    with broker:
+        await client.connect()
+        inbox = Inbox()
+        await client.subscribe("lab/x", inbox)
+        for number in range(50):  # more than may be unacknowledged
+            await client.publish("lab/x", number)
+        assert [(await inbox.next())[1] for _ in range(50)] == list(range(50))
+        await client.disconnect()
+        assert not client.connected.is_set()
+
+
+async def test_a_wide_subscription_does_not_take_the_answers(agent: AgentProcess) -> None:
+    client = AWSIoTMQTTClient(load_config(environment={"ARXPLORER__LOCAL_BROKER__PORT": str(agent.port)}))
+    await client.connect()
+    await client.subscribe("arxplorer/#", Inbox())
+    assert (await client.ask(QUESTION))["results"][0]["arxiv_id"] == ANSWER
+    await client.disconnect()
+
+
+async def test_subscriptions_survive_a_new_broker(tmp_path, config: Config) -> None:
+    tmp_path.chmod(0o755)
+    broker = Mosquitto(tmp_path / "second").start()
+    environment = {"ARXPLORER__LOCAL_BROKER__PORT": str(broker.port)}
+    client = AWSIoTMQTTClient(load_config(environment=environment))
+    await client.connect()
+    inbox = Inbox()
+    await client.subscribe("lab/x", inbox)
+    again = asyncio.Event()
+    client.on_connected(again.set)
+    broker.stop()
+    broker.start()
+    async with asyncio.timeout(20):
+        await again.wait()
+    await client.publish("lab/x", "still here")
+    assert await inbox.next() == ("lab/x", "still here")
+    await client.disconnect()
+    broker.stop()
+
+
+async def test_a_publish_that_the_broker_refuses_is_an_error(tmp_path) -> None:
+    tmp_path.chmod(0o755)
+    rules = tmp_path / "rules"
+    rules.write_text("topic readwrite lab/#\n")
+    rules.chmod(0o644)
+    with Mosquitto(tmp_path / "strict", extra=f"acl_file {rules}\nuser {getpass.getuser()}") as broker:
+        client = AWSIoTMQTTClient(load_config(environment={"ARXPLORER__LOCAL_BROKER__PORT": str(broker.port)}))
+        await client.connect()
+        await client.publish("lab/x", 1)
+        with pytest.raises(BrokerError, match="refused"):
+            await client.publish("elsewhere", 1)
+        await client.disconnect()
+
+
+def test_a_configuration_without_any_broker_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"local_broker\.enabled"):
+        MQTTSearchService(load_config(environment={"ARXPLORER__LOCAL_BROKER__ENABLED": "false"}))
+
+
+async def test_an_agent_of_its_own_process_is_asked_the_same_way(agent: AgentProcess) -> None:
+    environment = {"ARXPLORER__LOCAL_BROKER__PORT": str(agent.port)}
+    client = AWSIoTMQTTClient(load_config(environment=environment))
+    await client.connect()
+    answers = await asyncio.gather(*(client.ask(QUESTION, {"max_results": 1}) for _ in range(50)))
+    assert {answer["results"][0]["arxiv_id"] for answer in answers} == {ANSWER}
+    await client.disconnect()
+    independent = Client(agent.port)
+    assert independent.ask(json.dumps({"query": QUESTION}).encode())["results"][0]["arxiv_id"] == ANSWER
+    independent.close()
