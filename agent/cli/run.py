@@ -1,0 +1,26 @@
+"""`run`: the agent in the foreground."""
+
+import click
+
+from agent.cli.context import State, pass_state
+
+
+@click.command()
+@pass_state
+def run(state: State) -> None:
+    """Run the agent: answer requests from the local broker until SIGTERM."""
+    import asyncio
+    import logging
+    import os
+    import sys
+
+    from agent.logs import set_up_logging
+    from agent.service import MQTTSearchService
+
+    set_up_logging(state.config.logging.level)
+    asyncio.run(MQTTSearchService(state.config).run_forever())
+    # Everything is stopped in order. Python would still wait for a thread in the middle of building an index.
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
