@@ -1,0 +1,62 @@
+"""Inputs of the bench: real papers beside the checkout, corpora made from them once and kept."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import zstandard
+
+from agent.config import Config, load_config
+from agent.corpus.importer import import_papers
+from agent.search import SearchAPI
+
+ROOT: Final = Path(__file__).parents[1]
+SHARED: Final = ROOT.parent / "shared" / "data"
+OUTPUT: Final = ROOT / "benchmarks" / "output"
+VECTORS: Final = SHARED / "arxiv_dev_100k.all-MiniLM-L6-v2.i8.npy"
+
+
+def papers(name: str) -> Iterator[dict[str, Any]]:
+    """The papers of shared file `name` (`10k` or `100k`), in order."""
+    with zstandard.open(SHARED / f"arxiv_dev_{name}.jsonl.zst", "rb") as lines:
+        for line in io.BufferedReader(lines):
+            yield json.loads(line)
+
+
+def vectors_of(name: str) -> Path:
+    """Vectors for the lines of `name`, row by row."""
+    if name == "100k":
+        return VECTORS
+    path = OUTPUT / f"vectors-{name}.npy"
+    if not path.is_file():
+        rows = {paper["arxiv_id"]: row for row, paper in enumerate(papers("100k"))}
+        OUTPUT.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.load(VECTORS, mmap_mode="r")[[rows[paper["arxiv_id"]] for paper in papers(name)]])
+    return path
+
+
+def corpus(name: str) -> Config:
+    """A corpus of `name` with the given vectors, made at the first call; the configuration to use it."""
+    config = load_config(environment={}, data_dir=OUTPUT / f"corpus-{name}")
+    if not (config.data_dir / "whole").is_file():
+        with SearchAPI(config) as api:
+            api.open(owner=True, model=False)
+            matrix = np.load(vectors_of(name), mmap_mode="r")
+            import_papers(
+                str(SHARED / f"arxiv_dev_{name}.jsonl.zst"), api.engine.index, config.model.name, vectors=matrix
+            )
+        (config.data_dir / "whole").touch()
+    return config
+
+
+def queries(count: int) -> list[str]:
+    """Half questions (SciFact claims), half titles of papers, interleaved."""
+    import gzip
+
+    with gzip.open(SHARED / "scifact" / "queries.jsonl.gz", "rt", encoding="utf-8") as lines:
+        claims = [json.loads(line)["text"] for line in lines][: count // 2]
+    titles = [paper["title"] for paper, _ in zip(papers("10k"), range(count // 2), strict=False)]
+    return [text for pair in zip(claims, titles, strict=True) for text in pair]
