@@ -15,6 +15,8 @@ from agent.aws import AWSIoTMQTTClient, MQTTSearchBridge, MQTTSearchService
 from agent.config import Config, load_config
 from agent.errors import BrokerError, ConfigError, NotReadyError
 from agent.local_cloud.mosquitto import Mosquitto
+from agent.mqtt.connection import Connection
+from agent.mqtt.packets import Broker
 from agent.search import SearchAPI
 
 QUESTION = "how tightly can equal spheres be packed"
@@ -253,3 +255,26 @@ async def test_an_agent_of_its_own_process_is_asked_the_same_way(agent: AgentPro
     independent = Client(agent.port)
     assert independent.ask(json.dumps({"query": QUESTION}).encode())["results"][0]["arxiv_id"] == ANSWER
     independent.close()
+
+
+async def test_a_connection_says_that_it_stands_only_once_it_is_heard(config: Config, caplog, monkeypatch) -> None:
+    """Whoever waits for that line may ask at once; before the subscription the broker would drop the request."""
+    caplog.set_level("INFO")
+    subscribing, granted = asyncio.Event(), asyncio.Event()
+    subscribe = Connection._subscribe  # noqa: SLF001  the step that is held back
+
+    async def slowly(self: Connection, filters) -> None:
+        subscribing.set()
+        await granted.wait()
+        await subscribe(self, filters)
+
+    monkeypatch.setattr(Connection, "_subscribe", slowly)
+    connection = Connection(Broker(config.local_broker.host, config.local_broker.port, "slow"))
+    await connection.listen(["lab/x"], lambda message: message.acknowledge())
+    connection.start()
+    await subscribing.wait()
+    assert "connected to" not in caplog.text
+    granted.set()
+    await connection.wait_connected(20)
+    assert "connected to" in caplog.text
+    await connection.stop()

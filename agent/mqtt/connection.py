@@ -255,7 +255,6 @@ class Connection:
 
     def _connected_to(self, session_present: bool) -> None:
         disable_nagle(self.broker.port)
-        log.info("connected to %s:%d as %s", self.broker.host, self.broker.port, self.broker.client_id)
         self._last_failure = None
         if not session_present:
             self._subscribed_filters.clear()
@@ -276,6 +275,8 @@ class Connection:
                 await asyncio.sleep(RESUBSCRIBE_S)
                 continue
             if session == self._session:
+                # Said only now: whoever reads it may count on being heard.
+                log.info("connected to %s:%d as %s", self.broker.host, self.broker.port, self.broker.client_id)
                 self.connected.set()
                 for callback in self._on_connected:
                     callback()
