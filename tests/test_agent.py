@@ -1,5 +1,6 @@
 """The running agent, asked by an independent MQTT client through a real broker."""
 
+import getpass
 import json
 import os
 import re
@@ -128,6 +129,48 @@ def test_a_retained_request_is_not_answered_at_each_start(start_agent, sample_da
     start_agent(sample_data_dir, broker.port)
     assert first(client.ask({**QUESTION, "request_id": "live"})) == ANSWER
     assert client.received.empty()
+
+
+def test_a_paper_with_characters_that_no_editor_shows_is_delivered_as_it_was_given(
+    start_agent, sample_data_dir, broker: Mosquitto, client: Client
+) -> None:
+    """Real abstracts hold U+007F and C1 controls, which MQTT allows in a payload but not in a topic."""
+    text = "a" + "".join(map(chr, [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0xFDD0, 0xFEFF, 0xFFFE, 0xFFFF, 0x1FFFE]))
+    row = json.dumps({"arxiv_id": "2401.00001", "title": "Zebrafish", "abstract": text}).encode()
+    run_command("corpus", "import", "-", "--no-embed", data_dir=sample_data_dir, stdin=row)
+    start_agent(sample_data_dir, broker.port)
+    assert client.ask({"query": "2401.00001"})["results"][0]["abstract"] == text
+
+
+def test_an_answer_is_fitted_to_what_the_broker_takes(start_agent, sample_data_dir, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with Mosquitto(tmp_path / "strict", extra="max_packet_size 6000") as strict:
+        start_agent(sample_data_dir, strict.port)
+        client = Client(strict.port)
+        answer = client.ask({**QUESTION, "filters": {"max_results": 50}})
+        assert answer["metadata"]["truncated"]
+        assert 0 < answer["count"] <= 50
+        assert first(answer) == ANSWER
+        client.close()
+
+
+def test_an_answer_topic_that_the_broker_forbids_is_reported_on_the_results_topic(
+    start_agent, sample_data_dir, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o755)
+    rules = tmp_path / "rules"
+    rules.write_text("topic readwrite arxplorer/search/#\ntopic readwrite arxplorer/status/#\n")
+    rules.chmod(0o644)
+    with Mosquitto(tmp_path / "strict", extra=f"acl_file {rules}\nuser {getpass.getuser()}") as strict:
+        start_agent(sample_data_dir, strict.port)
+        client = Client(strict.port)
+        client.subscribe("arxplorer/search/results")
+        client.publish(REQUESTS, json.dumps(QUESTION).encode(), response_topic=client.answers)
+        message = client.next()
+        answer = json.loads(message.payload)
+        assert (message.topic, answer["error"]["field"]) == ("arxplorer/search/results", "response_topic")
+        assert (answer["request_id"], answer["results"]) == ("r-1", [])
+        client.close()
 
 
 # -- acknowledged only when answered ----------------------------------------------------------------------------------

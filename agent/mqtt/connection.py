@@ -33,6 +33,8 @@ MAX_RECONNECT_MS: Final = 1_000
 ACK_TIMEOUT_S: Final = 30
 RESUBSCRIBE_S: Final = 5.0
 STOP_TIMEOUT_S: Final = 1.5
+PUBLISH_HEADER_BYTES: Final = 128
+"""More than a PUBLISH of ours takes beside topic, correlation data and payload (MQTT 5.0, section 3.3)."""
 
 
 class _UnpublishableError(Exception):
@@ -59,6 +61,7 @@ class Connection:
         self.broker: Final = broker
         self.connected: Final = asyncio.Event()
         self._handlers: dict[str, Handler] = {}
+        self._on_arrival: set[str] = set()  # filters whose handler is called on the library's thread
         self._on_connected: list[Callable[[], None]] = []
         self._arrived: deque[Message] = deque()
         self._waking = False
@@ -67,6 +70,7 @@ class Connection:
         self._session = 0  # counts lost links: an acknowledgement of an earlier link has no meaning on this one
         self._subscribed_filters: set[str] = set()
         self._last_failure: str | None = None
+        self._largest_packet = MAX_PACKET_BYTES  # that the broker takes
         self._loop: asyncio.AbstractEventLoop
         self._client: Any = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -117,8 +121,14 @@ class Connection:
 
     # -- messages ---------------------------------------------------------------------------------------------
 
-    async def listen(self, filters: Sequence[str], handler: Handler) -> None:
-        """Give messages of these topic filters to `handler`, on the loop, now and after each reconnect."""
+    async def listen(self, filters: Sequence[str], handler: Handler, *, on_arrival: bool = False) -> None:
+        """Give messages of these topic filters to `handler`, on the loop, now and after each reconnect.
+
+        With `on_arrival` it is called on the library's thread instead, which saves a change of threads, and may only
+        hand the message on: a handler that blocks there holds up every connection of the process.
+        """
+        if on_arrival:
+            self._on_arrival |= set(filters)
         self._handlers |= dict.fromkeys(filters, handler)
         if self.connected.is_set():
             await self._subscribe(filters)
@@ -130,6 +140,10 @@ class Connection:
         error = self.verdict(message.topic, publishing)
         if error:
             raise error
+
+    def largest_payload(self, topic: str, correlation: bytes | None) -> int:
+        """Bytes that a message to the broker may carry; what is larger it would drop, with the link."""
+        return max(0, self._largest_packet - PUBLISH_HEADER_BYTES - len(topic.encode()) - len(correlation or b""))
 
     def publish_soon(self, message: Outgoing) -> Publishing:
         """Hand a message to the library, from any thread; `verdict` tells what became of it once it is done."""
@@ -193,7 +207,9 @@ class Connection:
             ack_timeout_sec=ACK_TIMEOUT_S,
             on_publish_callback_fn=self._crt_publish,
             on_lifecycle_event_connection_success_fn=lambda event: self._post(
-                self._connected_to, event.connack_packet.session_present
+                self._connected_to,
+                event.connack_packet.session_present,
+                event.negotiated_settings.maximum_packet_size_to_server,
             ),
             on_lifecycle_event_connection_failure_fn=lambda event: self._post(self._failed, event.exception),
             on_lifecycle_event_disconnection_fn=self._crt_disconnected,
@@ -203,9 +219,12 @@ class Connection:
         )
 
     def _crt_publish(self, event: Any) -> None:
-        """On the library's thread: take the message and its acknowledgement, wake the loop, nothing else."""
+        """On the library's thread: take the message and its acknowledgement, hand them on, nothing else."""
         take = event.acquire_publish_acknowledgement_control
         message = self._message(event.publish_packet, take() if take else None)
+        if message.topic in self._on_arrival:
+            self._handlers[message.topic](message)
+            return
         self._arrived.append(message)
         if not self._waking:
             self._waking = True
@@ -253,7 +272,8 @@ class Connection:
 
         return Message(packet, time.monotonic(), acknowledge, lost)
 
-    def _connected_to(self, session_present: bool) -> None:
+    def _connected_to(self, session_present: bool, largest_packet: int) -> None:
+        self._largest_packet = largest_packet
         disable_nagle(self.broker.port)
         self._last_failure = None
         if not session_present:

@@ -18,7 +18,7 @@ FINAL_REFUSALS: Final = frozenset(
 
 
 class Outgoing(NamedTuple):
-    """A message to publish, at QoS 1; with a content type the payload is UTF-8 text, without one any bytes."""
+    """A message to publish, at QoS 1."""
 
     topic: str
     payload: bytes
@@ -76,7 +76,7 @@ def publish_packet(message: Outgoing) -> Any:
         response_topic=message.response_topic,
         correlation_data_bytes=message.correlation,
         content_type=message.content_type,
-        payload_format_indicator=mqtt5.PayloadFormatIndicator.AWS_MQTT5_PFI_UTF8 if message.content_type else None,
+        # No payload format indicator: with it the library refuses a text that holds U+007F, as some abstracts do.
     )
 
 
