@@ -32,18 +32,22 @@ def measure(size: str, blocks: int, block: int) -> None:
         direct.wait()
 
 
+def _ask_direct(direct: Any, text: str) -> dict[str, float]:
+    direct.stdin.write(json.dumps(text) + "\n")
+    direct.stdin.flush()
+    done: dict[str, float] = json.loads(direct.stdout.readline())
+    return done
+
+
 async def _interleave(size: str, direct: Any, agent: Any, texts: list[str], block: int) -> None:
     client = await ready_client(agent)
     bare: list[list[float]] = []
     over_mqtt: list[list[float]] = []
     stages: dict[str, list[float]] = {}
     used = {"direct": 0.0, "agent": 0.0}
-    direct_cpu = 0.0
-    for start in range(0, len(texts) + block, block):
-        part = texts[:block] if start == 0 else texts[start - block : start]  # the first block only warms up
-        direct.stdin.write(json.dumps(part) + "\n")
-        direct.stdin.flush()
-        done = json.loads(await asyncio.to_thread(direct.stdout.readline))
+    for start in range(-block, len(texts), block):
+        part = texts[max(start, 0) : max(start, 0) + block]
+        alone = [_ask_direct(direct, text) for text in part]
         cpu_before = agent.cpu_seconds()
         times = []
         for text in part:
@@ -52,12 +56,11 @@ async def _interleave(size: str, direct: Any, agent: Any, texts: list[str], bloc
             times.append(time.perf_counter() - started)
             for stage, taken in answer["metadata"]["timings_ms"].items():
                 stages.setdefault(stage, []).append(taken)
-        if start:
-            bare.append(done["seconds"])
+        if start >= 0:  # the first block only warms up
+            bare.append([done["seconds"] for done in alone])
             over_mqtt.append(times)
+            used["direct"] += sum(done["cpu"] for done in alone)
             used["agent"] += agent.cpu_seconds() - cpu_before
-            used["direct"] += done["cpu"] - direct_cpu
-        direct_cpu = done["cpu"]
     await client.disconnect()
     direct_times = [taken for block_times in bare for taken in block_times]
     mqtt_times = [taken for block_times in over_mqtt for taken in block_times]

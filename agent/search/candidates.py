@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from agent.domain import Filters, Mode
 from agent.search import fusion
+from agent.search.ahead import Ahead
 from agent.search.clock import StageClock
 from agent.search.corpus_index import CorpusIndex
 from agent.search.keywords import Matches
@@ -24,18 +25,24 @@ TIERS: Final = (1, 4, 16)
 SCAN_ROWS: Final = 20_000
 """Filters that leave at most so many papers are answered by an exact scan of those papers' vectors."""
 OVER_FETCH: Final = 1.5
+KNOWN_MATCHES: Final = 2
+"""Times the candidates of a tier: so many keyword matches are taken, to know the BM25 scores of more of the others."""
 
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
 class Question(NamedTuple):
-    """What to look for. `vector` (unit, f32) is None in keyword mode; `terms` is empty in semantic mode."""
+    """What to look for. `vector` (unit, f32) is None in keyword mode; `terms` is empty in semantic mode.
+
+    `matches` is the keyword search of the first tier, where it was begun ahead, as `first_matches` does it.
+    """
 
     mode: Mode
     vector: NDArray[np.float32] | None
     terms: list[str]
     filters: Filters
+    matches: Ahead[Matches] | None = None
 
 
 class Ranking(NamedTuple):
@@ -62,6 +69,11 @@ def ranks(index: CorpusIndex, question: Question, ranking: Ranking, clock: Stage
                 yield key, lowest
 
 
+def first_matches(index: CorpusIndex, terms: list[str], filters: Filters, candidates: int) -> Matches:
+    """The keyword matches of the first tier of a hybrid question."""
+    return index.keywords.search(terms, candidates * KNOWN_MATCHES, filters)
+
+
 def _tier(index: CorpusIndex, question: Question, ranking: Ranking, size: int, clock: StageClock) -> Scored:
     if question.vector is None:
         found = index.keywords.search(question.terms, size, question.filters)
@@ -73,9 +85,12 @@ def _tier(index: CorpusIndex, question: Question, ranking: Ranking, size: int, c
         clock.lap("vectors")
         return islice(_in_order(near, fusion.cosine_score(cosine)), size)
     clock.lap("vectors")
-    found = index.keywords.search(question.terms, size, question.filters)
+    if question.matches and size == ranking.candidates:
+        known = question.matches.result()
+    else:
+        known = first_matches(index, question.terms, question.filters, size)
     clock.lap("keywords")
-    return _fused(index, question, question.vector, ranking, near, found, size, clock)
+    return _fused(index, question, question.vector, ranking, near, known, size, clock)
 
 
 def _fused(
@@ -84,25 +99,30 @@ def _fused(
     vector: NDArray[np.float32],
     ranking: Ranking,
     near: Keys,
-    found: Matches,
+    known: Matches,
     size: int,
     clock: StageClock,
 ) -> Scored:
-    """Every candidate by both scores.
+    """Every candidate by both scores: the `near` ones, and the first `size` of the `known` matches.
 
-    The BM25 score of one that only the vectors found is dear to look up. It cannot exceed the last match's (and is 0
-    where the list of matches is not full), so for the ranks of the page it is looked up only where that bound leaves
+    The BM25 score of a candidate that is not among the known matches is dear to look up. It cannot exceed the last
+    of them (and is 0 where they are all), so for the ranks of the page it is looked up only where that bound leaves
     a chance; the idea is that of the threshold algorithm (Fagin, Lotem and Naor 2001).
     """
-    keys = np.concatenate([found.keys, near[~np.isin(near, found.keys)]])
+    scored = dict(zip(known.keys.tolist(), known.scores.tolist(), strict=True))
+    matched = known.keys[:size].tolist()
+    among = set(matched)
+    others = [key for key in near.tolist() if key not in among]
+    candidates = matched + [key for key in others if key in scored] + [key for key in others if key not in scored]
+    keys = np.array(candidates, np.int64)
     cosine = _cosines(index.vectors, vector, keys)
     clock.lap("vectors")
-    weight, best, matched = ranking.semantic_weight, _best(found), len(found.keys)
-    bm25 = np.zeros(len(keys))
-    bm25[:matched] = found.scores
+    weight, best = ranking.semantic_weight, _best(known)
+    bm25 = np.array([scored.get(key, 0.0) for key in candidates], np.float64)
     scores = fusion.hybrid_score(cosine, bm25, best, weight)
-    unknown = np.arange(matched, len(keys))
-    chance = (1 - weight) * float(found.scores[-1]) / best if matched == size and best > 0 else 0.0
+    unknown = np.arange(len(keys) - sum(key not in scored for key in others), len(keys))
+    complete = len(known.keys) < size * KNOWN_MATCHES
+    chance = 0.0 if complete or not best else (1 - weight) * float(known.scores[-1]) / best
     done = 0
     for wanted in (ranking.page, len(keys)):
         least = np.partition(scores, -wanted)[-wanted] if wanted < len(keys) else 0.0

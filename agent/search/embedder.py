@@ -70,7 +70,16 @@ class Embedder:
 
     def query(self, text: str) -> NDArray[np.float32]:
         """Embed a question; shape (dimensions,)."""
-        vector: NDArray[np.float32] = self._run([self._tokenizer.encode(self.manifest.query_prefix + text).ids])[0]
+        return self.vector(self.query_tokens(text))
+
+    def query_tokens(self, text: str) -> list[int]:
+        """The first half of `query`: Python's lock is held for little of the second."""
+        tokens: list[int] = self._tokenizer.encode(self.manifest.query_prefix + text).ids
+        return tokens
+
+    def vector(self, tokens: list[int]) -> NDArray[np.float32]:
+        """Embed one text of which the tokens are known; shape (dimensions,)."""
+        vector: NDArray[np.float32] = self._run([tokens])[0]
         return vector
 
     def documents(self, texts: Sequence[str], *, workers: int = 1) -> Vectors:
@@ -107,8 +116,11 @@ class Embedder:
         for row, text_ids in enumerate(tokens):
             ids[row, : len(text_ids)] = text_ids
             mask[row, : len(text_ids)] = 1
-        known: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        feed = {name: known[name] for name in self._inputs}
+        feed: dict[str, Any] = {"input_ids": ids}
+        if "attention_mask" in self._inputs:
+            feed["attention_mask"] = mask
+        if "token_type_ids" in self._inputs:
+            feed["token_type_ids"] = np.zeros_like(ids)
         output: NDArray[np.float32] = self._session.run(None, feed, self._shrinking if shrink else None)[0]
         if output.shape[-1] != self.dimensions:
             raise ModelError(

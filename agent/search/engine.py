@@ -1,13 +1,17 @@
 """The path of one question through the corpus: embed, rank, fetch the rows of the page asked for."""
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import Final
 
 from agent.config import SearchConfig
 from agent.domain import Hit, Mode, SearchRequest, SearchResult
 from agent.errors import NotReadyError
-from agent.search.candidates import Question, Ranking, ranks
+from agent.search.ahead import Ahead
+from agent.search.candidates import Question, Ranking, first_matches, ranks
 from agent.search.clock import StageClock
 from agent.search.corpus_index import CorpusIndex
 from agent.search.embedder import Embedder
@@ -25,8 +29,13 @@ class SearchEngine:
         self.index: Final = index
         self.embedder: Final = embedder
         self.config: Final = config
+        # Keywords are searched while the query is embedded; neither holds Python's lock for long.
+        cores = os.cpu_count() or 1
+        self._pool: Final = ThreadPoolExecutor(cores, thread_name_prefix="keywords") if cores > 1 else None
 
     def close(self) -> None:
+        if self._pool:
+            self._pool.shutdown()
         self.index.close()
 
     @property
@@ -71,10 +80,15 @@ class SearchEngine:
     def _ranks(
         self, request: SearchRequest, text: str, mode: Mode, last: int, clock: StageClock
     ) -> Iterator[tuple[int, float]]:
-        vector = self.embedder.query(text) if self.embedder and mode != "keyword" else None
-        clock.lap("embed")
         terms = self.index.keywords.terms(text) if mode != "semantic" else []
-        question = Question(mode, vector, terms, request.filters)
+        tokens = self.embedder.query_tokens(text) if self.embedder and mode != "keyword" else None
+        matches = None
+        if mode == "hybrid" and self._pool:
+            search = partial(first_matches, self.index, terms, request.filters, self.config.candidates)
+            matches = Ahead(self._pool, search)
+        vector = self.embedder.vector(tokens) if self.embedder and tokens else None
+        clock.lap("embed")
+        question = Question(mode, vector, terms, request.filters, matches)
         ranking = Ranking(self.config.candidates, self.config.semantic_weight, page=last + SPARE_ROWS)
         return ranks(self.index, question, ranking, clock)
 
