@@ -177,7 +177,27 @@ def load_config(
         config = msgspec.convert(document, Config)
     except msgspec.ValidationError as error:
         raise _explained(str(error)) from error
+    for section in ("aws_iot", "local_broker"):
+        _check_topics(getattr(config, section).topics, f"{section}.topics")
     return _resolved(config, (file.parent if file else Path.cwd()).absolute())
+
+
+def _check_topics(topics: Topics, path: str) -> None:
+    """An agent that listens where it answers would answer itself for ever. Raises ConfigError."""
+    listens = {"search_requests", "embeddings", "corpus_updates"}
+    seen: dict[str, str] = {}
+    for name, template in msgspec.structs.asdict(topics).items():
+        known = {"{thing_name}"} | ({"{client_id}"} if name == "search_results" else set())
+        unknown = set(re.findall(r"\{.*?\}", template)) - known
+        if unknown:
+            raise ConfigError(
+                f"{min(unknown)} is no placeholder here; expected {' or '.join(sorted(known))}",
+                path=f"{path}.{name}",
+            )
+        if name != "response_prefix":
+            if template in seen and listens & {name, seen[template]}:
+                raise ConfigError(f"is {template!r}, as is {seen[template]}; they must differ", path=f"{path}.{name}")
+            seen[template] = name
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

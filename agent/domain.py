@@ -2,7 +2,7 @@
 
 import datetime as dt
 import re
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct
 
@@ -59,9 +59,43 @@ class SearchRequest(Struct, frozen=True, kw_only=True):
     mode: Mode | None = None
     max_results: int | None = None
     offset: int = 0
+    fields: tuple[str, ...] = ()  # of each hit; empty: all
     request_id: str | None = None
     client_id: str | None = None
     reply_to: str | None = None
+    gzip: bool = False  # whether the client takes a compressed answer
+
+
+class SearchBatch(Struct, frozen=True, kw_only=True):
+    """Several questions in one message."""
+
+    requests: tuple[SearchRequest, ...]
+    request_id: str | None = None
+    client_id: str | None = None
+    reply_to: str | None = None
+    gzip: bool = False
+
+
+class EmbeddingRequest(Struct, frozen=True, kw_only=True):
+    """Texts whose vectors are wanted."""
+
+    texts: tuple[str, ...]
+    kind: Literal["query", "document"] = "query"
+    request_id: str | None = None
+    client_id: str | None = None
+    reply_to: str | None = None
+    gzip: bool = False
+
+
+class CorpusUpdate(Struct, frozen=True, kw_only=True):
+    """Papers to add, as records that are still to be read, and arXiv ids to remove."""
+
+    add: tuple[dict[str, Any], ...] = ()
+    remove: tuple[str, ...] = ()
+    request_id: str | None = None
+    client_id: str | None = None
+    reply_to: str | None = None
+    gzip: bool = False
 
 
 class Hit(Struct, frozen=True):

@@ -29,7 +29,10 @@ def test_a_shared_subscription_matches_like_the_filter_inside_it() -> None:
 
 
 def test_the_agent_listens_for_everyone_and_for_itself() -> None:
-    assert TOPICS.subscriptions() == ["arxplorer/search/requests", "arxplorer/search/requests/pi-7"]
+    assert (TOPICS.shared_requests, TOPICS.own_requests) == (
+        "arxplorer/search/requests",
+        "arxplorer/search/requests/pi-7",
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,7 @@ def test_a_refused_topic_is_named_by_its_field(topic: str, field: str) -> None:
 
 def test_the_agents_own_topics_are_refused_even_under_an_open_prefix() -> None:
     topics = AgentTopics.of(Topics(response_prefix="arxplorer/"), "pi-7")
-    for own in (*topics.subscriptions(), topics.status, topics.own_status):
+    for own in topics.taken():
         with pytest.raises(RequestError):
             topics.answer_topic(own, None, None)
 
@@ -79,6 +82,8 @@ def test_client_ids_are_filled_in_only_when_they_are_plain_names() -> None:
     assert topics.results_for("app.1") == "results/pi-7/app.1"
     assert topics.results_for("+/#") == "results/pi-7/unknown"
     assert topics.results_for(None) == "results/pi-7/unknown"
+    looping = AgentTopics.of(Topics(search_results="arxplorer/search/{client_id}"), "pi-7")
+    assert looping.results_for("requests") == "arxplorer/search/unknown"
 
 
 @given(st.text(alphabet=st.characters(codec=None, exclude_categories=()), max_size=5))

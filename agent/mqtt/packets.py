@@ -26,6 +26,7 @@ class Outgoing(NamedTuple):
     response_topic: str | None = None
     correlation: bytes | None = None
     content_type: str | None = "application/json"
+    user_properties: tuple[tuple[str, str], ...] = ()
 
 
 class Broker(NamedTuple):
@@ -46,7 +47,7 @@ class Broker(NamedTuple):
 class Message:
     """A received message. It counts as taken only once `acknowledge` was called."""
 
-    __slots__ = ("_acknowledge", "_lost", "correlation", "payload", "received", "response_topic", "topic")
+    __slots__ = ("_acknowledge", "_lost", "correlation", "expires", "payload", "received", "response_topic", "topic")
 
     def __init__(self, packet: Any, received: float, acknowledge: Callable[[], None], lost: Callable[[], bool]) -> None:
         self.topic: str = packet.topic
@@ -54,6 +55,9 @@ class Message:
         self.response_topic: str | None = packet.response_topic
         self.correlation: bytes | None = packet.correlation_data_bytes
         self.received: float = received  # time.monotonic()
+        expiry: int | None = packet.message_expiry_interval_sec
+        # Brokers count down in whole seconds and may deliver with 0 left.
+        self.expires: float | None = None if expiry is None else received + max(expiry, 1)
         self._acknowledge = acknowledge
         self._lost = lost
 
@@ -76,6 +80,7 @@ def publish_packet(message: Outgoing) -> Any:
         response_topic=message.response_topic,
         correlation_data_bytes=message.correlation,
         content_type=message.content_type,
+        user_properties=[mqtt5.UserProperty(name=name, value=value) for name, value in message.user_properties],
         # No payload format indicator: with it the library refuses a text that holds U+007F, as some abstracts do.
     )
 

@@ -22,6 +22,9 @@ class AgentTopics(NamedTuple):
     shared_requests: str
     own_requests: str
     results: str
+    embeddings: str
+    embeddings_response: str
+    corpus_updates: str
     status: str
     own_status: str
     response_prefix: str
@@ -36,29 +39,41 @@ class AgentTopics(NamedTuple):
             shared_requests=requests,
             own_requests=f"{requests}/{thing_name}",
             results=filled(topics.search_results),
+            embeddings=filled(topics.embeddings),
+            embeddings_response=f"{filled(topics.embeddings)}/response",
+            corpus_updates=filled(topics.corpus_updates),
             status=status,
             own_status=f"{status}/{thing_name}",
             response_prefix=filled(topics.response_prefix),
         )
 
-    def subscriptions(self) -> list[str]:
-        return [self.shared_requests, self.own_requests]
+    def taken(self) -> set[str]:
+        """Topics that the agent itself listens or reports on; no answer may go there."""
+        listens = {self.shared_requests, self.own_requests, self.embeddings, self.corpus_updates}
+        return listens | {self.status, self.own_status}
 
     def results_for(self, client_id: str | None) -> str:
         """The topic of answers to requests that name none; an id that is no plain name is not filled in."""
-        name = client_id if client_id and _SAFE_CLIENT_ID.fullmatch(client_id) else "unknown"
-        return self.results.replace("{client_id}", name)
+        if client_id and _SAFE_CLIENT_ID.fullmatch(client_id):
+            topic = self.results.replace("{client_id}", client_id)
+            if topic not in self.taken():
+                return topic
+        return self.results.replace("{client_id}", "unknown")
 
-    def answer_topic(self, response_topic: str | None, reply_to: str | None, client_id: str | None) -> str:
-        """Where the answer goes. Raises RequestError naming `response_topic` or `reply_to` when refused."""
+    def answer_topic(
+        self, response_topic: str | None, reply_to: str | None, client_id: str | None, default: str | None = None
+    ) -> str:
+        """Where the answer goes: by `default` to the results topic.
+
+        Raises RequestError naming `response_topic` or `reply_to` when that is refused.
+        """
         if response_topic is not None:
             return self._accepted(response_topic, "response_topic")
         if reply_to is not None:
             return self._accepted(reply_to, "reply_to")
-        return self.results_for(client_id)
+        return default or self.results_for(client_id)
 
     def _accepted(self, topic: str, field: str) -> str:
-        own = {self.shared_requests, self.own_requests, self.status, self.own_status}
         reason = None
         if not topic.startswith(self.response_prefix) or topic == self.response_prefix:
             reason = f"must lie under {self.response_prefix}"
@@ -68,7 +83,7 @@ class AgentTopics(NamedTuple):
             reason = "must hold no control character, surrogate or noncharacter"
         elif len(topic.encode("utf-8", "surrogatepass")) > MAX_TOPIC_BYTES:
             reason = f"must be at most {MAX_TOPIC_BYTES} bytes long"
-        elif topic in own:
+        elif topic in self.taken():
             reason = "must not be a topic that the agent itself listens or reports on"
         if reason:
             raise RequestError("invalid_request", f"{field}: {reason}", field=field)
