@@ -4,6 +4,7 @@
     ├── ConfigError                 config.yaml or the environment: `path` names the key
     ├── ModelError                  a model is missing, damaged or cannot be converted
     ├── CorpusError                 the corpus folder or an input file cannot be used
+    │   └── DamagedIndexError       a search index is damaged: `part` says which; it can be made again
     ├── NotReadyError               asked before a corpus or a model is there
     ├── BrokerError                 a broker refused, or cannot be reached
     └── RequestError                a message is bad: `code` and `field` go back on the wire
@@ -49,6 +50,14 @@ class ModelError(AgentError):
 
 class CorpusError(AgentError):
     """The corpus folder or an input file cannot be used."""
+
+
+class DamagedIndexError(CorpusError):
+    """A search index is damaged, `keywords` or `vectors`; it can be made again from the papers."""
+
+    def __init__(self, part: Literal["keywords", "vectors"], reason: str) -> None:
+        super().__init__(f"the index of {part} is damaged: {reason}", hint="arxplorer-agent corpus rebuild")
+        self.part: Final = part
 
 
 class NotReadyError(AgentError):

@@ -15,10 +15,10 @@ from agent.config import Config, LocalBroker, find_config_file, load_config
 from agent.corpus.embedding import embed_missing
 from agent.device import host
 from agent.domain import SearchRequest
-from agent.errors import BrokerError, ConfigError
+from agent.errors import AgentError, BrokerError, ConfigError
 from agent.mqtt.connection import Connection
 from agent.mqtt.packets import Broker, Outgoing
-from agent.protocol.messages import encode_status
+from agent.protocol.answers import encode_status
 from agent.protocol.topics import AgentTopics
 from agent.search.api import SearchAPI
 
@@ -74,6 +74,7 @@ class MQTTSearchService:
         self._started = time.monotonic()
         self._stop = asyncio.Event()
         self._report_now = asyncio.Event()
+        self._follow_now = asyncio.Event()
         # One thread, hence one SQLite connection, follows the corpus; it also embeds what has no vector yet.
         self._upkeep: Final = ThreadPoolExecutor(1, thread_name_prefix="upkeep")
         self._job: Future[None] | None = None
@@ -100,6 +101,7 @@ class MQTTSearchService:
         )
         bridge = MQTTSearchBridge(connection, self.api)
         connection.on_connected(self._report_now.set)
+        bridge.on_update(self._follow_now.set)
         await bridge.setup()
         connection.start()
         log.info(
@@ -140,8 +142,10 @@ class MQTTSearchService:
 
     def _open(self) -> None:
         engine = self.api.open(owner=True).engine
-        # The first question loads code and pages that every later one finds in memory: ask it ourselves.
-        engine.search(SearchRequest(query="the first question"))
+        # The first question loads code and pages that every later one finds in memory: ask it ourselves. What fails
+        # here would fail every client: it is noted and mended while the agent runs.
+        with suppress(AgentError):
+            engine.search(SearchRequest(query="the first question"))
         host.release_memory()
 
     # -- loops ------------------------------------------------------------------------------------------------
@@ -152,9 +156,14 @@ class MQTTSearchService:
             try:
                 self._job = self._upkeep.submit(self._upkeep_once)
                 await asyncio.wrap_future(self._job)
+            except AgentError as error:
+                log.error("following the corpus failed: %s", error.message)  # noqa: TRY400  the message says it all
             except Exception:
                 log.exception("following the corpus failed; search goes on with what it has")
-            await asyncio.sleep(FOLLOW_INTERVAL_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FOLLOW_INTERVAL_S):
+                    await self._follow_now.wait()
+            self._follow_now.clear()
 
     def _upkeep_once(self) -> None:
         engine = self.api.engine
@@ -203,9 +212,6 @@ class MQTTSearchService:
         engine = self.api.engine
         papers = engine.index.papers
         capabilities = ["keyword_search"] + (["semantic_search", "hybrid_search"] if engine.embedder else [])
-        problems = [] if engine.embedder else [f"model {self.config.model.name} is not installed: keyword search only"]
-        if not papers.last_change():
-            problems.append("the corpus holds no papers")
         return {
             "service": SERVICE,
             "version": __version__,
@@ -222,5 +228,5 @@ class MQTTSearchService:
             "memory_mb": host.memory_mb(),
             "disk_free_mb": host.disk_free_mb(self.config.data_dir),
             "temperature_c": host.temperature_c(),
-            "problems": problems,
+            "problems": self.api.problems,
         }

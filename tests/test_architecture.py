@@ -16,6 +16,7 @@ FLOORS = (
     "aws",
     "service",
     "bridge",
+    "handlers",
     "evaluation",
     "local_cloud",
     "device",
@@ -39,7 +40,7 @@ ONLY_IMPORTERS = {
     "usearch": {"search/native.py"},
     "tantivy": {"search/keywords.py"},
     "sqlite_utils": {"store/schema.py"},
-    "sqlite3": {"store/connection.py", "store/papers.py", "store/schema.py"},
+    "sqlite3": {"store/connection.py", "store/inspection.py", "store/papers.py", "store/schema.py"},
     "onnx": {"model/bert.py"},
     "huggingface_hub": {"model/fetch.py"},
 }

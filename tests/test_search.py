@@ -146,7 +146,7 @@ def satisfies(paper: Paper, filters: dict) -> bool:
 @pytest.mark.parametrize("mode", ["hybrid", "semantic"])
 def test_a_filter_lets_through_exactly_the_papers_that_satisfy_it(sample_api, filters: dict, mode: str) -> None:
     papers = sample_api.engine.index.papers.papers()
-    expected = {paper.arxiv_id for paper in papers if satisfies(paper, filters)}
+    expected = {paper.arxiv_id for _, paper in papers if satisfies(paper, filters)}
     found = sample_api.search_sync("a study of structure", {**filters, "mode": mode, "max_results": 100})
     assert expected == set(ids(found))
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agent.cli.context import State, as_json, pass_state, print_json, progress_bar
+from agent.cli.upkeep import add, export, rebuild, remove, verify
 
 if TYPE_CHECKING:
     from agent.corpus.importer import ImportReport
@@ -120,3 +121,7 @@ def stats(state: State, as_json: bool) -> None:
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+
+
+for command in (add, remove, export, verify, rebuild):
+    corpus.add_command(command)

@@ -48,6 +48,8 @@ def search(state: State, /, query: str, offset: int, as_json: bool, category: tu
     with SearchAPI(state.config) as api:
         api.open(model=rest["mode"] != "keyword")
         message = api.search_sync(query, _filters(category=category, author=author, **rest), offset=offset)
+        for problem in api.problems:
+            click.echo(f"Note: {problem}", err=True)
     print_json(message) if as_json else show_results(message)
 
 

@@ -35,6 +35,7 @@ def embed_missing(
     with FolderLock(index.folder / EMBEDDING_LOCK) as lock:
         if not lock.acquire():
             return None
+        index.catch_up()
         done = 0
         while not stop() and index.papers.count() != index.papers.count_embedded(model):
             window = index.papers.without_vector(model, WINDOW)

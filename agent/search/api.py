@@ -12,8 +12,9 @@ from agent.config import Config, find_config_file, load_config
 from agent.domain import SearchRequest
 from agent.errors import ModelError, NotReadyError
 from agent.paths import catalog_dir, find_model
+from agent.protocol.answers import AnswerFacts, search_result
 from agent.protocol.manifest import ModelManifest, parse_manifest
-from agent.protocol.messages import AnswerFacts, request_from, search_result
+from agent.protocol.requests import request_from
 from agent.search.corpus_index import CorpusIndex
 from agent.search.embedder import Embedder
 from agent.search.engine import SearchEngine
@@ -34,6 +35,7 @@ class SearchAPI:
         """Without a configuration, the one that the command line would use."""
         self.config: Final = config or load_config(find_config_file(None))
         self._engine: SearchEngine | None = None
+        self._model_problem: str | None = None
         self._pool: ThreadPoolExecutor | None = None
 
     async def initialize(self) -> None:
@@ -43,18 +45,42 @@ class SearchAPI:
     def open(self, *, owner: bool = False, model: bool = True) -> Self:
         """Open model and corpus; as `owner` also to write, making an empty corpus where there is none.
 
-        A device without a model answers by keyword. Without `model` none is loaded, which saves a moment.
+        A device without a model, or with a damaged one, answers by keyword; `problems` says so. Without `model` none
+        is loaded, which saves a moment. Raises CorpusError and NotReadyError.
         """
         folder = ensure_generation(self.config.data_dir) if owner else current_generation(self.config.data_dir)
         if folder is None:
             raise NotReadyError(
                 f"no corpus in {self.config.data_dir}", hint="arxplorer-agent corpus import FILE, or --sample"
             )
-        model_folder = find_model(self.config.data_dir, self.config.model.name)
-        embedder = Embedder(model_folder) if model and model_folder else None
+        embedder = self._load_model() if model else None
         index = CorpusIndex(folder, self.config.model.name, self.dimensions, owner=owner)
         self._engine = SearchEngine(index, embedder, self.config.search)
         return self
+
+    def _load_model(self) -> Embedder | None:
+        """The configured model; None, and a problem, where it is missing or damaged: keywords work without it."""
+        name = self.config.model.name
+        folder = find_model(self.config.data_dir, name)
+        self._model_problem = f"model {name} is not installed: keyword search only"
+        if folder is None:
+            return None
+        try:
+            embedder = Embedder(folder)
+        except ModelError as error:
+            self._model_problem = f"model {name} is damaged: keyword search only ({error.message})"
+            return None
+        self._model_problem = None
+        return embedder
+
+    @property
+    def problems(self) -> list[str]:
+        """What keeps answers from being as good as they could be, in words."""
+        found = [self._model_problem] if self._model_problem else []
+        index = self.engine.index
+        if not index.papers.last_change():
+            found.append("the corpus holds no papers")
+        return found + index.problems()
 
     @property
     def dimensions(self) -> int:

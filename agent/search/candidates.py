@@ -18,13 +18,13 @@ from agent.search import fusion
 from agent.search.ahead import Ahead
 from agent.search.clock import StageClock
 from agent.search.corpus_index import CorpusIndex
-from agent.search.keywords import Matches
+from agent.search.keywords import MEMORABLE_ROWS, Matches
 from agent.search.vectors import VectorIndex
 
 TIERS: Final = (1, 4, 16)
-SCAN_ROWS: Final = 20_000
+SCAN_ROWS: Final = 40_000
 """Filters that leave at most so many papers are answered by an exact scan of those papers' vectors."""
-OVER_FETCH: Final = 1.5
+OVER_FETCH: Final = 3.0
 KNOWN_MATCHES: Final = 2
 """Times the candidates of a tier: so many keyword matches are taken, to know the BM25 scores of more of the others."""
 
@@ -79,7 +79,7 @@ def _tier(index: CorpusIndex, question: Question, ranking: Ranking, size: int, c
         found = index.keywords.search(question.terms, size, question.filters)
         clock.lap("keywords")
         return _in_order(found.keys, fusion.keyword_score(found.scores, _best(found)))
-    near = _nearest(index, question.vector, size, question.filters)
+    near = _nearest(index, question.vector, size, question.filters, clock)
     if question.mode == "semantic":
         cosine = _cosines(index.vectors, question.vector, near)
         clock.lap("vectors")
@@ -144,24 +144,30 @@ def _in_order(keys: Keys, scores: Floats) -> Scored:
     return zip(keys[order].tolist(), scores[order].tolist(), strict=True)
 
 
-def _nearest(index: CorpusIndex, vector: NDArray[np.float32], size: int, filters: Filters) -> Keys:
-    """At least the `size` nearest papers that satisfy the filters, where so many exist."""
+def _nearest(index: CorpusIndex, vector: NDArray[np.float32], size: int, filters: Filters, clock: StageClock) -> Keys:
+    """At least the `size` nearest papers that satisfy the filters, where so many exist.
+
+    Few papers are compared one by one. Where the filters let more through, the graph is asked for so many of the
+    nearest that enough of them should satisfy the filters; where they do not (the question is about something else
+    than the filters let through), all that satisfy them are compared after all.
+    """
     if filters.empty:
         return index.vectors.nearest(vector, size)
     allowed = index.keywords.count(filters)
-    # An over-fetch of the graph pays only where the filters let most papers through.
-    reach = size
-    while allowed > SCAN_ROWS and reach * 4 < len(index.vectors):
-        reach = int(max(reach * 2, OVER_FETCH * size * len(index.vectors) / allowed))
-        near = index.vectors.nearest(vector, reach)
-        kept = index.keywords.matching(filters, len(near), among=near.tolist())
-        if len(kept) >= size:
-            return kept
-    keys = index.keywords.matching(filters, allowed)
-    if len(keys) <= size:
-        return keys
-    cosine = _cosines(index.vectors, vector, keys)
-    return keys[np.argpartition(-cosine, size)[:size]]
+    clock.lap("plan")
+    if allowed > SCAN_ROWS:
+        reach = int(OVER_FETCH * size * len(index.vectors) / allowed)
+        if allowed <= MEMORABLE_ROWS:
+            index.keywords.allowed(filters, allowed)  # remembered, so that the papers found below are quickly looked up
+        for further in (1, 4) if allowed > MEMORABLE_ROWS else (1,):
+            near = index.vectors.nearest(vector, reach * further)
+            kept = index.keywords.passing(filters, near)
+            clock.lap("over_fetch")
+            if len(kept) >= size:
+                return kept
+    near = index.vectors.nearest_among(vector, index.keywords.allowed(filters, allowed), size)
+    clock.lap("scan")
+    return near
 
 
 def _cosines(vectors: VectorIndex, vector: NDArray[np.float32], keys: Keys) -> Floats:

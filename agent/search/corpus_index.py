@@ -8,14 +8,18 @@ that are newer than the keyword index wait for the owner.
 from pathlib import Path
 from typing import Final, Self
 
+from agent.errors import DamagedIndexError
 from agent.paths import sync_folder
 from agent.search.keywords import KeywordIndex
-from agent.search.vectors import VectorIndex
-from agent.store.generations import CACHES_LOCK, FolderLock
+from agent.search.vectors import TAIL_ROWS, VectorIndex
+from agent.store.generations import CACHES_LOCK, IN_USE, FolderLock
 from agent.store.papers import PaperStore
 
 CHANGES_A_COMMIT: Final = 10_000
 VECTORS_A_READ: Final = 100_000
+READ_AT_ONCE: Final = 4 * TAIL_ROWS
+LAG_WORTH_SAYING: Final = 1_000
+"""Below that an index that is behind has simply not followed yet."""
 
 
 class CorpusIndex:
@@ -27,27 +31,63 @@ class CorpusIndex:
         Raises CorpusError.
         """
         self.folder: Final = folder
-        self._model = model
+        self._model: Final = model
         self._seen_version = -1
-        self._dimensions = dimensions
+        self._damaged: set[str] = set()
+        self._dimensions: Final = dimensions
         self._lock: Final = FolderLock(folder / CACHES_LOCK) if owner else None
         self.papers: Final = PaperStore(folder / "papers.db", read_only=not owner)
         self._open_caches(writable=self._lock is not None and self._lock.acquire())
         if owner:
             sync_folder(folder)
-        self._load_vectors()
+        # What a lost cache lacks is made again in the background; a reader has no background.
+        if not owner or self.papers.last_vector() - self.vectors.reached <= READ_AT_ONCE:
+            self._load_vectors()
 
     def _open_caches(self, *, writable: bool) -> None:
         self.writable = writable
-        self.vectors = VectorIndex(self.folder / "vectors", self._model, self._dimensions, writable=writable)
-        self.keywords = KeywordIndex(self.folder / "keywords", writable=writable)
+        corpus = self.papers.corpus_id()
+        crashed = writable and (self.folder / IN_USE).exists()
+        if writable:
+            (self.folder / IN_USE).touch()
+        self.vectors = VectorIndex(
+            self.folder / "vectors",
+            corpus,
+            self._model,
+            self._dimensions,
+            self.papers.last_vector,
+            writable=writable,
+            check=crashed,
+        )
+        self.keywords = KeywordIndex(
+            self.folder / "keywords", corpus, self.papers.last_change, writable=writable, check=crashed
+        )
+
+    @property
+    def lag(self) -> int:
+        """Changes that the keyword index does not hold yet."""
+        return self.papers.last_change() - self.keywords.reached
+
+    def problems(self) -> list[str]:
+        """What is wrong with the caches, or still missing in them, in words."""
+        found = [f"the index of {part} is damaged and is made again" for part in sorted(self._damaged)]
+        if self.lag > LAG_WORTH_SAYING:
+            found.append(f"the keyword index lacks the latest {self.lag} changes")
+        missing = self.papers.last_vector() - self.vectors.reached
+        if missing > LAG_WORTH_SAYING:
+            found.append(f"the vector index lacks the latest {missing} vectors")
+        return found
+
+    def report_damage(self, part: str) -> None:
+        """A search has found an index damaged: the next catching up makes it again."""
+        self._damaged.add(part)
 
     def is_behind(self) -> bool:
-        """Whether another connection has written to papers.db since this thread last caught up.
+        """Whether there may be something to catch up with.
 
-        Always true while another process owns the caches, whose commits do not show there.
+        Always true while another process owns the caches, whose commits do not show in papers.db.
         """
-        return not self.writable or self.papers.data_version() != self._seen_version
+        return bool(self._damaged) or not self.writable or self.papers.data_version() != self._seen_version
 
     def catch_up(self) -> None:
         """Follow the papers: new changes into the keyword index, new vectors into the vector index.
@@ -58,6 +98,7 @@ class CorpusIndex:
         if not self.writable and self._lock and self._lock.acquire():
             self._open_caches(writable=True)
         if self.writable:
+            self._drop_damaged()
             self._follow_changes()
         else:
             self.keywords.reload()
@@ -70,12 +111,29 @@ class CorpusIndex:
         if self.writable:
             self._follow_changes()
 
+    def rebuild(self) -> bool:
+        """Make both caches again from the papers; False where another process owns them."""
+        if not self.writable:
+            return False
+        self._damaged |= {"keywords", "vectors"}
+        self.catch_up()
+        return True
+
+    def _drop_damaged(self) -> None:
+        for part in sorted(self._damaged):
+            (self.keywords if part == "keywords" else self.vectors).drop()
+            self._damaged.discard(part)
+
     def _follow_changes(self) -> None:
         while True:
             changes = self.papers.changes_since(self.keywords.reached, CHANGES_A_COMMIT)
             if not changes:
                 return
-            self.keywords.apply(changes, changes[-1].number)
+            try:
+                self.keywords.apply(changes, changes[-1].number)
+            except DamagedIndexError as error:
+                self.report_damage(error.part)
+                raise
 
     def _load_vectors(self) -> None:
         while True:
@@ -88,6 +146,8 @@ class CorpusIndex:
 
     def close(self) -> None:
         self.papers.close()
+        if self.writable:
+            (self.folder / IN_USE).unlink(missing_ok=True)
         if self._lock:
             self._lock.close()
 

@@ -1,5 +1,6 @@
 """The path of one question through the corpus: embed, rank, fetch the rows of the page asked for."""
 
+import logging
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,15 +8,20 @@ from functools import partial
 from itertools import islice
 from typing import Final
 
+import msgspec
+import numpy as np
+
 from agent.config import SearchConfig
 from agent.domain import Hit, Mode, SearchRequest, SearchResult
-from agent.errors import NotReadyError
+from agent.errors import DamagedIndexError, NotReadyError
 from agent.search.ahead import Ahead
 from agent.search.candidates import Question, Ranking, first_matches, ranks
 from agent.search.clock import StageClock
 from agent.search.corpus_index import CorpusIndex
 from agent.search.embedder import Embedder
 from agent.search.text import arxiv_id_forms, arxiv_id_of
+
+log = logging.getLogger(__name__)
 
 SPARE_ROWS: Final = 2
 """Rows fetched beyond the page at once, for candidates that were updated or removed since they were indexed."""
@@ -47,11 +53,27 @@ class SearchEngine:
         return f"local+{self.index.papers.last_change()}"
 
     def search(self, request: SearchRequest) -> SearchResult:
-        """Answer one question. Raises NotReadyError for a semantic one without a model.
+        """Answer one question.
 
         A question that is an arXiv id (or its address) gets that paper first, then others like it; an id that is
-        not in the corpus resembles no paper and gets none.
+        not in the corpus resembles no paper and gets none. While one index is damaged, and until it is made again,
+        hybrid questions are answered by the other.
+
+        Raises NotReadyError for a semantic question without a model or an index, and CorpusError when papers.db is
+        damaged.
         """
+        try:
+            return self._search(request)
+        except DamagedIndexError as error:
+            log.error("%s; it is made again", error.message)  # noqa: TRY400  a library's traceback tells nothing
+            self.index.report_damage(error.part)
+            other: Mode = "semantic" if error.part == "keywords" else "keyword"
+            needs_both = error.part == "keywords" and not (request.filters.empty and self.embedder)
+            if self._mode(request) != "hybrid" or needs_both:
+                raise NotReadyError(f"{error.message}; it is being made again") from error
+        return self._search(msgspec.structs.replace(request, mode=other))
+
+    def _search(self, request: SearchRequest) -> SearchResult:
         clock = StageClock()
         mode = self._mode(request)
         last = request.offset + (request.max_results or self.config.max_results)
@@ -115,6 +137,6 @@ class SearchEngine:
         if not found:
             return None
         key, paper = found
-        if not request.filters.empty and not len(self.index.keywords.matching(request.filters, 1, among=[key])):
+        if not request.filters.empty and not len(self.index.keywords.passing(request.filters, np.array([key]))):
             return None
         return Hit(paper, 1.0)

@@ -6,7 +6,9 @@ changes from there is idempotent (delete, then add).
 
 import json
 import shutil
-from collections.abc import Sequence
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -17,7 +19,9 @@ from numpy.typing import NDArray
 from tantivy import Filter, Occur, Query, Tokenizer
 
 from agent.domain import Filters, Paper
+from agent.errors import DamagedIndexError
 from agent.paths import write_file
+from agent.search.native import damage_of
 from agent.search.text import (
     author_query_terms,
     author_terms,
@@ -32,68 +36,105 @@ SCHEMA_VERSION: Final = 1
 WRITER_HEAP_BYTES: Final = 15_000_000
 """tantivy's smallest; its default of 128 MB would not fit a small board."""
 MAX_QUERY_TERMS: Final = 256
+MEMORABLE_ROWS: Final = 100_000
+"""Of a filter that lets at most so many papers through, their keys are remembered."""
+REMEMBERED_ROWS: Final = 400_000
+"""So many keys are remembered for all filters together (3 MB)."""
+STATE: Final = "reached.json"
+SEGMENT_FILES: Final = frozenset((".fast", ".fieldnorm", ".idx", ".pos", ".store", ".term"))
+FOOTER_MAGIC: Final = 1337
 EARLIEST, LATEST = 0, 99_999_999
+
+
+Keys = NDArray[np.int64]
 
 
 class Matches(NamedTuple):
     """Keys and BM25 scores, best first."""
 
-    keys: NDArray[np.int64]
+    keys: Keys
     scores: NDArray[np.float64]
 
 
 class KeywordIndex:
     """A folder with a tantivy index. One process writes; searches may run in any thread."""
 
-    def __init__(self, folder: Path, *, writable: bool) -> None:
-        """Open; start anew where there is none or it is damaged, on disk if `writable`, else empty in memory."""
+    def __init__(
+        self, folder: Path, corpus: str, last_change: Callable[[], int], *, writable: bool, check: bool
+    ) -> None:
+        """Open the index of this `corpus`; start anew where there is none or it is damaged.
+
+        (On disk if `writable`, else empty in memory.) One that reaches beyond `last_change` is of another state of
+        the corpus. With `check` every byte is read first, as after a crash.
+        """
         self.folder: Final = folder
         self.writable: Final = writable
+        self._corpus: Final = corpus
+        self._last_change = last_change
         self._analyzer: Final = _analyzer()
         self._query_analyzer: Final = _analyzer(stop_words=True)
         self._schema: Final = _schema()
-        self.reached = 0
-        self._open()
+        self._allowed: dict[Filters, tuple[Any, Keys]] = {}
+        self._open(check=check)
 
-    def _open(self) -> None:
+    def _open(self, *, check: bool = False) -> None:
         try:
-            reached = _read_reached(self.folder)
-            if not tantivy.Index.exists(str(self.folder)):
-                raise ValueError("no index")  # noqa: TRY301  opening would quietly make an empty one
-            index = tantivy.Index(self._schema, path=str(self.folder))
-        except (ValueError, OSError, KeyError, TypeError):
-            reached = 0
-            if self.writable:
-                shutil.rmtree(self.folder, ignore_errors=True)
-                self.folder.mkdir(parents=True)
-            index = tantivy.Index(self._schema, path=str(self.folder) if self.writable else None)
+            with damage_of("keywords"):
+                self._use(self._existing(check=check), _read_state(self.folder)["change"])
+        except DamagedIndexError:
+            self._start_anew()
+
+    def _existing(self, *, check: bool) -> Any:
+        state = _read_state(self.folder)
+        known = (state["schema"], state["corpus"]) == (SCHEMA_VERSION, self._corpus)
+        if not known or state["change"] > self._last_change():
+            raise ValueError("an index of another schema or corpus")
+        if not tantivy.Index.exists(str(self.folder)):
+            raise ValueError("no index")  # opening would quietly make an empty one
+        if check and (problem := next(problems_of(self.folder), None)):
+            raise ValueError(problem)
+        return tantivy.Index(self._schema, path=str(self.folder))
+
+    def _start_anew(self) -> None:
+        if self.writable:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+        self._use(tantivy.Index(self._schema, path=str(self.folder) if self.writable else None), 0)
+
+    def _use(self, index: Any, reached: int) -> None:
         index.register_tokenizer("body", _analyzer())
-        self._index = index
         self._searcher = index.searcher()
-        self.reached = reached
+        self._index, self.reached = index, reached
+
+    def drop(self) -> None:
+        """Forget everything, to be filled anew."""
+        self._start_anew()
 
     # -- writing ----------------------------------------------------------------------------------------------
 
     def apply(self, changes: Sequence[Change], reached: int) -> None:
         """Follow changes of the corpus and make them searchable. `reached` is remembered after the commit."""
-        writer = self._index.writer(heap_size=WRITER_HEAP_BYTES, num_threads=1)
-        try:
-            for change in changes:
-                writer.delete_documents_by_term("arxiv_id", change.arxiv_id)
-                if change.paper:
-                    writer.add_document(_document(change.number, change.paper))
-            writer.commit()
-        finally:
-            writer.wait_merging_threads()  # releases the writer's lock as well
-        write_file(self.folder / "reached.json", json.dumps({"schema": SCHEMA_VERSION, "change": reached}).encode())
+        with damage_of("keywords"):
+            writer = self._index.writer(heap_size=WRITER_HEAP_BYTES, num_threads=1)
+            try:
+                for change in changes:
+                    writer.delete_documents_by_term("arxiv_id", change.arxiv_id)
+                    if change.paper:
+                        writer.add_document(_document(change.number, change.paper))
+                writer.commit()
+            finally:
+                writer.wait_merging_threads()  # releases the writer's lock as well
+        state = {"schema": SCHEMA_VERSION, "corpus": self._corpus, "change": reached}
+        write_file(self.folder / STATE, json.dumps(state).encode())
+        with damage_of("keywords"):
+            self._index.reload()
+            self._searcher = self._index.searcher()
         self.reached = reached
-        self._index.reload()
-        self._searcher = self._index.searcher()
 
     def reload(self) -> None:
         """See what another process has committed since."""
         with suppress(ValueError, OSError, KeyError, TypeError):
-            if _read_reached(self.folder) != self.reached:
+            if _read_state(self.folder)["change"] != self.reached:
                 self._open()
 
     # -- searching --------------------------------------------------------------------------------------------
@@ -121,24 +162,48 @@ class KeywordIndex:
 
     def count(self, filters: Filters) -> int:
         """How many papers satisfy the filters."""
-        found: Any = self._searcher.search(self._filter_query(filters), limit=1, count=True)
-        return int(found.count)
+        known = self._known(filters)
+        if known is not None:
+            return len(known)
+        with damage_of("keywords"):
+            found: Any = self._searcher.search(self._filter_query(filters), limit=1, count=True)
+            return int(found.count)
 
-    def matching(self, filters: Filters, limit: int, among: Sequence[int] | None = None) -> NDArray[np.int64]:
-        """Keys of papers that satisfy the filters, in no particular order; `among` asks about given keys only."""
-        query = self._filter_query(filters)
-        if among is not None:
-            query = Query.boolean_query([
-                (Occur.Must, _unscored(query)),
-                (Occur.Must, self._among(among)),
-            ])  # fmt: skip
-        return self._run(Query.const_score_query(query, 1.0), limit).keys
+    def allowed(self, filters: Filters, count: int) -> Keys:
+        """Keys of all the `count` papers that satisfy the filters, rising; the last such sets are remembered."""
+        known = self._known(filters)
+        if known is None:
+            state = self._searcher
+            with damage_of("keywords"):
+                query = Query.const_score_query(self._filter_query(filters), 1.0)
+                hits = state.search(query, limit=max(count, 1), count=False, order_by_field="key").hits
+            known = np.sort(np.fromiter((key for key, _ in hits), np.int64, len(hits)))
+            if len(known) <= MEMORABLE_ROWS:
+                self._allowed[filters] = (state, known)
+                while sum(len(keys) for _, keys in list(self._allowed.values())) > REMEMBERED_ROWS:
+                    # A list, since another thread may be adding to the dictionary.
+                    self._allowed.pop(list(self._allowed)[0], None)  # noqa: RUF015
+        return known
+
+    def passing(self, filters: Filters, keys: Keys) -> Keys:
+        """Those of `keys` that satisfy the filters, in no particular order; quick where `allowed` is remembered."""
+        allowed = self._known(filters)
+        if allowed is not None:
+            at = np.minimum(np.searchsorted(allowed, keys), max(len(allowed) - 1, 0))
+            return keys[allowed[at] == keys] if len(allowed) else keys[:0]
+        query = [(Occur.Must, _unscored(self._filter_query(filters))), (Occur.Must, self._among(keys.tolist()))]
+        return self._run(Query.const_score_query(Query.boolean_query(query), 1.0), len(keys)).keys
+
+    def _known(self, filters: Filters) -> Keys | None:
+        remembered = self._allowed.get(filters)
+        return remembered[1] if remembered and remembered[0] is self._searcher else None
 
     def _run(self, query: Any, limit: int) -> Matches:
         # A fresh reference: a reload in another thread must not change the searcher between the two calls.
         searcher = self._searcher
-        hits = searcher.search(query, limit=max(limit, 1), count=False).hits
-        keys = searcher.fast_field_values("key", [address for _, address in hits])
+        with damage_of("keywords"):
+            hits = searcher.search(query, limit=max(limit, 1), count=False).hits
+            keys = searcher.fast_field_values("key", [address for _, address in hits])
         return Matches(np.array(keys, np.int64), np.array([score for score, _ in hits], np.float64))
 
     def _among(self, keys: Sequence[int]) -> Any:
@@ -222,9 +287,42 @@ def _no_matches() -> Matches:
     return Matches(np.empty(0, np.int64), np.empty(0, np.float64))
 
 
-def _read_reached(folder: Path) -> int:
-    """The change number that the index reaches; raises for no index, a damaged one or one of another schema."""
-    state = json.loads((folder / "reached.json").read_bytes())
-    if state["schema"] != SCHEMA_VERSION:
-        raise ValueError(f"schema {state['schema']}")
-    return int(state["change"])
+def _read_state(folder: Path) -> dict[str, Any]:
+    """What the index is of, and up to which change number it reaches; raises for none or a damaged one."""
+    state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
+    state["change"] = int(state["change"])
+    return state
+
+
+def problems_of(folder: Path) -> Iterator[str]:
+    """What is wrong with the files of an index, in words. Reads all of them.
+
+    tantivy ends each file with a footer (a JSON object, its length, a magic number) that holds the CRC-32 of what
+    comes before (directory/footer.rs of tantivy 0.27), but does not look at it when it opens an index.
+    """
+    if not folder.is_dir() or not (state_path := folder / STATE).is_file():
+        return
+    try:
+        _read_state(folder)
+        segments = json.loads((folder / "meta.json").read_bytes())["segments"]
+        wanted = {segment["segment_id"].replace("-", "") for segment in segments}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield f"{folder.name}: {state_path.name} or meta.json is not readable: {error!r}"
+        return
+    found = {path for path in folder.iterdir() if path.name.split(".")[0] in wanted}
+    for segment in sorted(wanted):
+        missing = SEGMENT_FILES - {path.suffix for path in found if path.stem == segment}
+        if missing:
+            yield f"{folder.name}: segment {segment} lacks its files {', '.join(sorted(missing))}"
+    for path in sorted(found):
+        if not _matches_footer(path.read_bytes()):
+            yield f"{folder.name}/{path.name}: damaged: its checksum does not match"
+
+
+def _matches_footer(content: bytes) -> bool:
+    try:
+        length, magic = struct.unpack("<II", content[-8:])
+        crc = json.loads(content[-8 - length : -8])["crc"]
+    except (struct.error, ValueError, KeyError, TypeError):
+        return False
+    return bool(magic == FOOTER_MAGIC and zlib.crc32(memoryview(content)[: -8 - length]) == crc)

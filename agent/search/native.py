@@ -1,11 +1,18 @@
-"""The order in which two native libraries are loaded.
+"""What the native libraries need of whoever calls them.
 
 usearch loads its kernels with global symbols; when onnxruntime is loaded after that, the process dies of a
-segmentation fault (usearch 2.26.6, onnxruntime 1.32.0, x86-64). The other order works, so usearch is only ever
-reached through here, and only when a graph is really needed: without a model neither is loaded.
+segmentation fault (usearch 2.26.6, onnxruntime 1.32.0, x86-64). The other order works, so usearch and its kernels
+are only ever reached through here, and only when they are really needed: without a model neither is loaded.
+
+A damaged file may make a library panic, which arrives as an exception outside Python's `Exception`.
 """
 
-from typing import Any
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from agent.errors import DamagedIndexError
 
 
 def usearch_index(**options: Any) -> Any:
@@ -14,3 +21,23 @@ def usearch_index(**options: Any) -> Any:
     from usearch.index import Index
 
     return Index(**options)
+
+
+def angular_distances(query: Any, matrix: Any) -> Any:
+    """1 - cosine of one int8 vector and each row of an int8 matrix, by the kernels that usearch uses; shape (rows,)."""
+    import numpy as np
+    import onnxruntime  # noqa: F401  before usearch's kernels, see above
+
+    numkong = importlib.import_module("numkong")
+    return np.asarray(numkong.cdist(query[None, :], matrix, "angular"))[0]
+
+
+@contextmanager
+def damage_of(part: Literal["keywords", "vectors"]) -> Iterator[None]:
+    """Whatever a library says or does against its files is damage of that index. Raises DamagedIndexError."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise DamagedIndexError(part, f"{type(error).__name__}: {error}") from error

@@ -9,13 +9,15 @@ stand in (`N.rows.npy`). usearch writes the matrix of vectors at the head of its
 columns, then row after row), so the same bytes serve the graph and an exact scan, mapped once. Each segment is
 checked for that when it is made.
 
-Like the keyword index this is a cache of papers.db: `segments.json` names the segments and says up to which
-vector (`seq`) they reach.
+Like the keyword index this is a cache of papers.db: `segments.json` names the corpus, the model, the segments with the
+CRC-32 of their files, and says up to which vector (`seq`) they reach.
 """
 
 import json
 import os
 import threading
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -24,13 +26,18 @@ from numpy.typing import NDArray
 
 from agent.errors import CorpusError
 from agent.paths import sync_file, write_file
-from agent.search.native import usearch_index
+from agent.search.native import angular_distances, damage_of, usearch_index
 from agent.store.papers import Int8Matrix, StoredVectors
 
 TAIL_ROWS: Final = 2_048
 """A longer tail becomes a segment. Scanning it takes about 0.3 ms; adding to a graph 0.5 ms a vector."""
+EXACT_ROWS: Final = 1_024
+"""So many rows are compared with the f32 query at once; of more, the int8 query first picks those worth it."""
+WORTH: Final = 4
+"""Times the rows wanted: so many are compared with the f32 query after the int8 query has picked them."""
 SEGMENT_ROWS: Final = 200_000
 """A larger segment is not merged any more: building it would need too much memory on a small board."""
+STATE: Final = "segments.json"
 HEADER_BYTES: Final = 8
 # Of 100,000 papers these find 0.987 of the true ten nearest; 16, 128 and 192 find 0.967 (docs/measurements.md).
 CONNECTIVITY: Final = 20
@@ -56,18 +63,45 @@ def cosines(query: Floats, matrix: Int8Matrix) -> Floats:
     return result
 
 
+def closest(query: Floats, matrix: Int8Matrix, limit: int) -> NDArray[np.intp]:
+    """Positions of the `limit` rows nearest to a unit f32 query, in no order."""
+    if len(matrix) <= limit:
+        return np.arange(len(matrix))
+    if len(matrix) <= max(EXACT_ROWS, WORTH * limit):
+        return np.argpartition(-cosines(query, matrix), limit)[:limit]
+    rough = angular_distances(to_int8(query), matrix)
+    worth = np.argpartition(rough, WORTH * limit)[: WORTH * limit]
+    best: NDArray[np.intp] = worth[np.argpartition(-cosines(query, matrix[worth]), limit)[:limit]]
+    return best
+
+
+def file_crc(path: Path) -> int:
+    """CRC-32 of a file's content."""
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def _files_of(segment: str) -> tuple[str, str]:
+    return f"{segment}.usearch", f"{segment}.rows.npy"
+
+
 class _Segment:
     """One immutable graph on disk and the same vectors as a mapped matrix."""
 
     def __init__(self, folder: Path, name: str, dimensions: int) -> None:
         self.name: Final = name
-        path = folder / f"{name}.usearch"
-        rows = np.load(folder / f"{name}.rows.npy", mmap_mode="r")
+        path, rows_path = (folder / file for file in _files_of(name))
+        rows = np.load(rows_path, mmap_mode="r")
         self.keys: Final[Keys] = np.asarray(rows[0])
         self.rows: Final[Keys] = np.asarray(rows[1])
         head = np.fromfile(path, np.uint32, count=2)
         if rows.shape[0] != 2 or head.tolist() != [rows.shape[1], dimensions]:  # noqa: PLR2004  keys and rows
             raise ValueError(f"{path.name} holds {head.tolist()} vectors, expected {(rows.shape[1], dimensions)}")
+        if not np.array_equal(np.sort(rows[1]), np.arange(rows.shape[1])):
+            raise ValueError(f"{rows_path.name} does not name each row once")
         mapped = np.memmap(path, np.int8, "r", offset=HEADER_BYTES, shape=(rows.shape[1], dimensions))
         self.matrix: Final[Int8Matrix] = np.asarray(mapped)  # indexing the subclass costs more than the copy
         self._graph = usearch_index(
@@ -100,7 +134,7 @@ class _Segment:
             expansion_add=EXPANSION_ADD,
         )
         graph.add(keys, matrix, threads=os.cpu_count() or 1)
-        path = folder / f"{name}.usearch"
+        path, rows_path = (folder / file for file in _files_of(name))
         graph.save(str(path))
         # Several threads fill the rows in any order, so each row is found again by its content. Equal vectors
         # are interchangeable. This also proves that the file is laid out as we read it.
@@ -111,7 +145,6 @@ class _Segment:
         rows = np.empty(len(keys), np.int64)
         rows[given] = by_content
         order = np.argsort(keys)
-        rows_path = folder / f"{name}.rows.npy"
         np.save(rows_path, np.stack([keys[order], rows[order]]))
         sync_file(path)
         sync_file(rows_path)
@@ -128,19 +161,35 @@ class _View(NamedTuple):
 class VectorIndex:
     """A folder with segments. One process writes; searches may run in any thread."""
 
-    def __init__(self, folder: Path, model: str, dimensions: int, *, writable: bool) -> None:
-        """Open; segments that are damaged or of another model are forgotten (and deleted if `writable`)."""
+    def __init__(
+        self,
+        folder: Path,
+        corpus: str,
+        model: str,
+        dimensions: int,
+        last_vector: Callable[[], int],
+        *,
+        writable: bool,
+        check: bool,
+    ) -> None:
+        """Open the segments of this `corpus` and `model`; others, and damaged ones, are forgotten.
+
+        (They are deleted if `writable`.) Segments that reach beyond `last_vector` are of another state of the corpus.
+        With `check` every byte is read first, as after a crash: a damaged graph can kill the process.
+        """
         self.folder: Final = folder
         self.model: Final = model
         self.dimensions: Final = dimensions
+        self._corpus: Final = corpus
+        self._last_vector = last_vector
         if writable:
             folder.mkdir(parents=True, exist_ok=True)
-        self._open()
+        self._open(check=check)
         if writable:
             self._sweep()
 
-    def _open(self) -> None:
-        segments, self.reached = self._open_segments()
+    def _open(self, *, check: bool = False) -> None:
+        segments, self.reached = self._open_segments(check=check)
         self._segments_reach = self.reached
         self._view = _View(segments, np.empty(0, np.int64), np.empty((0, self.dimensions), np.int8))
 
@@ -149,13 +198,21 @@ class VectorIndex:
         if _segments_reach(self.folder) != self._segments_reach:
             self._open()
 
+    def drop(self) -> None:
+        """Forget everything, to be filled anew."""
+        (self.folder / STATE).unlink(missing_ok=True)
+        self._open()
+        self._sweep()
+
     def __len__(self) -> int:
         return sum(map(len, self._view.segments)) + len(self._view.tail_keys)
 
-    def _open_segments(self) -> tuple[tuple[_Segment, ...], int]:
+    def _open_segments(self, *, check: bool) -> tuple[tuple[_Segment, ...], int]:
         try:
-            state = json.loads((self.folder / "segments.json").read_bytes())
-            if state["model"] != self.model:
+            state = _read_state(self.folder)
+            if (state["corpus"], state["model"]) != (self._corpus, self.model) or state["seq"] > self._last_vector():
+                return (), 0
+            if check and any(problems_of(self.folder)):
                 return (), 0
             segments = tuple(_Segment(self.folder, name, self.dimensions) for name in state["segments"])
             return segments, int(state["seq"])
@@ -192,8 +249,11 @@ class VectorIndex:
         name = f"{self.reached:012d}"
         _Segment.build(self.folder, name, np.concatenate(keys), np.concatenate(matrices))
         names = [*(segment.name for segment in keep), name]
-        state = {"model": self.model, "seq": self.reached, "segments": names}
-        write_file(self.folder / "segments.json", json.dumps(state).encode())
+        crcs = {file: file_crc(self.folder / file) for file in _files_of(name)}
+        known = _read_state(self.folder)["crc32"] if keep else {}
+        crcs |= {file: known[file] for segment in keep for file in _files_of(segment.name)}
+        state = {"corpus": self._corpus, "model": self.model, "seq": self.reached, "segments": names, "crc32": crcs}
+        write_file(self.folder / STATE, json.dumps(state).encode())
         segments = (*keep, _Segment(self.folder, name, self.dimensions))
         self._view = _View(segments, np.empty(0, np.int64), np.empty((0, self.dimensions), np.int8))
         self._segments_reach = self.reached
@@ -203,47 +263,88 @@ class VectorIndex:
         """Delete files of segments that are in use no more; a search that still maps one keeps its bytes."""
         used = {segment.name for segment in self._view.segments}
         for path in self.folder.glob("*"):
-            if path.name != "segments.json" and path.name.split(".", 1)[0] not in used:
+            if path.name != STATE and path.name.split(".", 1)[0] not in used:
                 path.unlink(missing_ok=True)
 
     # -- searching --------------------------------------------------------------------------------------------
 
     def nearest(self, query: Floats, limit: int) -> Keys:
-        """Candidates: about the `limit` nearest of each segment and of the tail, in no order."""
+        """Candidates: about the `limit` nearest of each segment and of the tail, in no order.
+
+        Raises DamagedIndexError, as all of these do.
+        """
         view = self._view
         small = to_int8(query)
-        found = [segment.search(small, min(limit, len(segment))) for segment in view.segments]
-        if len(view.tail_keys) <= limit:
-            found.append(view.tail_keys)
-        else:
-            best = np.argpartition(-cosines(query, view.tail), limit)[:limit]
-            found.append(view.tail_keys[best])
-        return np.concatenate(found)
+        with damage_of("vectors"):
+            found = [segment.search(small, min(limit, len(segment))) for segment in view.segments]
+            found.append(view.tail_keys[closest(query, view.tail, limit)])
+            return np.concatenate(found)
+
+    def nearest_among(self, query: Floats, keys: Keys, limit: int) -> Keys:
+        """The `limit` nearest of the given papers, by an exact scan; those without a vector come last."""
+        view = self._view
+        with damage_of("vectors"):
+            places = list(_places(view, keys))
+            matrix = np.concatenate([part.take(at, axis=0) for part, at, _ in places])
+            owners = np.concatenate([keys[found] for _, _, found in places])
+            near = owners[closest(query, matrix, limit)]
+            if len(near) < limit and len(near) < len(keys):
+                near = np.concatenate([near, np.setdiff1d(keys, near)])[:limit]
+            return near
 
     def scores(self, query: Floats, keys: Keys) -> Floats:
         """Cosines of given papers, computed exactly; NaN for those without a vector."""
-        view = self._view
         result = np.full(len(keys), np.nan, np.float32)
-        for segment in view.segments:
-            at, found = _locate(segment.keys, keys)
-            if found.all():
-                return cosines(query, segment.matrix[segment.rows[at]])
-            result[found] = cosines(query, segment.matrix[segment.rows[at[found]]])
-        if len(view.tail_keys):
-            at, found = _locate(view.tail_keys, keys)
-            result[found] = cosines(query, view.tail[at[found]])
+        with damage_of("vectors"):
+            for matrix, at, found in _places(self._view, keys):
+                result[found] = cosines(query, matrix.take(at, axis=0))
         return result
+
+
+def problems_of(folder: Path) -> Iterator[str]:
+    """What is wrong with the files of an index, in words. Reads all of them."""
+    if not folder.is_dir() or not (state_path := folder / STATE).is_file():
+        return
+    try:
+        state = _read_state(folder)
+        expected = {file: state["crc32"][file] for segment in state["segments"] for file in _files_of(segment)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield f"{folder.name}/{state_path.name}: not readable: {error!r}"
+        return
+    for file, crc in expected.items():
+        try:
+            if file_crc(folder / file) != crc:
+                yield f"{folder.name}/{file}: damaged: its checksum does not match"
+        except OSError as error:
+            yield f"{folder.name}/{file}: {error.strerror}"
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
+    return state
 
 
 def _segments_reach(folder: Path) -> int:
     try:
-        return int(json.loads((folder / "segments.json").read_bytes())["seq"])
+        return int(_read_state(folder)["seq"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0
 
 
+def _places(view: _View, keys: Keys) -> Iterator[tuple[Int8Matrix, NDArray[np.intp], NDArray[np.bool_]]]:
+    """Where the vectors of papers stand: a matrix, the rows in it, and which of `keys` they belong to."""
+    for segment in view.segments:
+        at, found = _locate(segment.keys, keys)
+        yield segment.matrix, segment.rows[at[found]], found
+    if len(view.tail_keys) or not view.segments:
+        at, found = _locate(view.tail_keys, keys)
+        yield view.tail, at[found], found
+
+
 def _locate(rising: Keys, wanted: Keys) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Where each wanted key stands in `rising` (not empty), and whether it is there at all."""
+    """Where each wanted key stands in `rising`, and whether it is there at all."""
+    if not len(rising):
+        return np.zeros(len(wanted), np.intp), np.zeros(len(wanted), np.bool_)
     at = np.minimum(np.searchsorted(rising, wanted), len(rising) - 1)
     return at, rising[at] == wanted
 

@@ -1,5 +1,6 @@
 """SQLite connections, one a thread."""
 
+import os
 import sqlite3
 import threading
 from pathlib import Path
@@ -9,6 +10,10 @@ BUSY_TIMEOUT_S: Final = 30.0
 CACHE_KIB: Final = 1_024
 MMAP_BYTES: Final = 1 << 30
 """Reads come from the mapped file, so that they take no memory of their own."""
+
+
+def _log_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
 
 
 class ThreadConnections:
@@ -29,8 +34,12 @@ class ThreadConnections:
         return connection
 
     def _open(self) -> sqlite3.Connection:
+        mode = "ro" if self._read_only else "rwc"
+        if self._read_only and not os.access(self._path.parent, os.W_OK) and not _log_of(self._path).exists():
+            # Reading beside a writer needs files that we may not make here; without a log there is no writer.
+            mode = "ro&immutable=1"
         connection = sqlite3.connect(
-            f"{self._path.absolute().as_uri()}?mode={'ro' if self._read_only else 'rwc'}",
+            f"{self._path.absolute().as_uri()}?mode={mode}",
             uri=True,
             timeout=BUSY_TIMEOUT_S,
             isolation_level=None,  # transactions begin where the code says so

@@ -19,6 +19,8 @@ FIRST: Final = "0001"
 CACHES_LOCK: Final = "caches.lock"
 EMBEDDING_LOCK: Final = "embedding.lock"
 SCHEMA_LOCK: Final = "schema.lock"
+IN_USE: Final = "caches.in-use"
+"""There while the caches have an owner: found by the next one, it tells of a crash."""
 
 
 def current_generation(data_dir: Path) -> Path | None:
@@ -51,7 +53,14 @@ class FolderLock:
     """An advisory lock on a file of a generation, released when closed or when the process ends."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("ab")
+        """Raises CorpusError where the file may not be written."""
+        try:
+            self._file = path.open("ab")
+        except OSError as error:
+            raise CorpusError(
+                f"{path} cannot be written: {error.strerror}",
+                hint="run as the user that owns the data folder, or name another one with --data-dir",
+            ) from error
         self.held = False
 
     def acquire(self, *, wait: bool = False) -> bool:

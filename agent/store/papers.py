@@ -8,12 +8,14 @@ vector may follow its paper by hours.
 Several processes may write; each write is one short transaction.
 """
 
+import functools
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -26,7 +28,10 @@ from agent.store.generations import SCHEMA_LOCK, FolderLock
 from agent.store.schema import ensure_schema
 
 IN_CLAUSE: Final = 500
+INSERT_PAPER: Final = "INSERT INTO papers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _names: Final = msgspec.json.Decoder(tuple[str, ...])
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 Int8Matrix = NDArray[np.int8]
 """Shape (n, dimensions): each vector scaled by its own largest component to +-127."""
@@ -58,8 +63,24 @@ class StoredVectors(NamedTuple):
     last_seq: int
 
 
+def _named(method: F) -> F:
+    """Let what SQLite says against a file reach the caller as a CorpusError that names it."""
+
+    @functools.wraps(method)
+    def wrapped(self: "PaperStore", *arguments: Any, **options: Any) -> Any:
+        try:
+            return method(self, *arguments, **options)
+        except sqlite3.Error as error:
+            raise CorpusError(f"{self.path}: {error}", hint="arxplorer-agent corpus verify") from error
+
+    return cast("F", wrapped)
+
+
 class PaperStore:
-    """One papers.db. Usable from any thread: each gets a connection of its own."""
+    """One papers.db. Usable from any thread: each gets a connection of its own.
+
+    Every method raises CorpusError when the file is damaged, locked for long, or the disk is full.
+    """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """Open, and create or migrate unless `read_only`. Raises CorpusError when the file is no corpus."""
@@ -72,10 +93,10 @@ class PaperStore:
                 with FolderLock(path.with_name(SCHEMA_LOCK)) as lock:
                     lock.acquire(wait=True)
                     ensure_schema(self.db)
-            self.last_change()
-        except sqlite3.Error as error:
+            self.corpus_id()
+        except (sqlite3.Error, CorpusError, TypeError) as error:
             self.close()
-            raise CorpusError(f"{path} cannot be opened as a corpus: {error}") from error
+            raise CorpusError(f"{path} cannot be opened as a corpus: {error.__cause__ or error}") from error
 
     @property
     def db(self) -> sqlite3.Connection:
@@ -93,13 +114,14 @@ class PaperStore:
         db.execute("BEGIN IMMEDIATE")
         try:
             yield db
+            db.commit()
         except BaseException:
             db.rollback()
             raise
-        db.commit()
 
     # -- writing ----------------------------------------------------------------------------------------------
 
+    @_named
     def put(self, papers: Sequence[Paper]) -> PutReport:
         """Add papers, or replace older versions of them, in one transaction. The same input again changes nothing.
 
@@ -121,7 +143,7 @@ class PaperStore:
                 if stored:
                     self._supersede(db, stored, number, paper)
                 else:
-                    db.execute("INSERT INTO papers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", _row(number, paper))
+                    db.execute(INSERT_PAPER, _row(number, paper))
                 present[paper.arxiv_id] = (number, paper)
                 keys.append(number)
         return PutReport(keys, **counts)
@@ -130,14 +152,15 @@ class PaperStore:
     def _supersede(db: sqlite3.Connection, stored: tuple[int, Paper], number: int, paper: Paper) -> None:
         old_key, old_paper = stored
         db.execute("DELETE FROM papers WHERE key = ?", [old_key])
-        db.execute("INSERT INTO papers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", _row(number, paper))
+        db.execute(INSERT_PAPER, _row(number, paper))
         if old_paper.text == paper.text:
             db.execute(
-                "INSERT INTO vectors (key, model, vector) SELECT ?, model, vector FROM vectors WHERE key = ?",
+                "INSERT INTO vectors (key, model, vector, crc) SELECT ?, model, vector, crc FROM vectors WHERE key = ?",
                 [number, old_key],
             )
         db.execute("DELETE FROM vectors WHERE key = ?", [old_key])
 
+    @_named
     def remove(self, arxiv_ids: Sequence[str]) -> list[str]:
         """Remove papers; returns the ids that were there."""
         removed: list[str] = []
@@ -152,6 +175,7 @@ class PaperStore:
                 removed.append(arxiv_id)
         return removed
 
+    @_named
     def put_vectors(self, model: str, keys: Sequence[int], matrix: Int8Matrix) -> int:
         """Store vectors of papers that still have none of this model; returns how many were stored."""
         stored = 0
@@ -166,30 +190,47 @@ class PaperStore:
                 if found is None or found[0] == model_id:
                     continue
                 db.execute("DELETE FROM vectors WHERE key = ?", [key])
+                blob = vector.tobytes()
                 db.execute(
-                    "INSERT INTO vectors (key, model, vector) VALUES (?, ?, ?)",
-                    [key, model_id, vector.tobytes()],
+                    "INSERT INTO vectors (key, model, vector, crc) VALUES (?, ?, ?, ?)",
+                    [key, model_id, blob, blob_crc(blob)],
                 )
                 stored += 1
         return stored
 
     # -- reading ----------------------------------------------------------------------------------------------
 
+    @_named
+    def corpus_id(self) -> str:
+        """Names this corpus for good; whatever was derived from another one is of no use here."""
+        return str(self.db.execute("SELECT id FROM corpus").fetchone()[0])
+
+    @_named
     def last_change(self) -> int:
         """The number of the latest change, 0 for a corpus that never held a paper."""
         return _last_change(self.db)
 
+    @_named
     def data_version(self) -> int:
         """Changes whenever another connection has written to the file; cheap enough to ask every second."""
         return int(self.db.execute("PRAGMA data_version").fetchone()[0])
 
+    @_named
+    def last_vector(self) -> int:
+        """The sequence number of the newest vector, 0 where none was ever stored."""
+        row = self.db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'vectors'").fetchone()
+        return int(row[0]) if row else 0
+
+    @_named
     def count(self) -> int:
         return int(self.db.execute("SELECT count(*) FROM papers").fetchone()[0])
 
+    @_named
     def count_embedded(self, model: str) -> int:
         model_id = _model_id(self.db, model)
         return int(self.db.execute("SELECT count(*) FROM vectors WHERE model = ?", [model_id]).fetchone()[0])
 
+    @_named
     def get(self, keys: Sequence[int]) -> dict[int, Paper]:
         """The papers of those keys that are still current."""
         found: dict[int, Paper] = {}
@@ -199,10 +240,12 @@ class PaperStore:
             found.update((row[0], _paper(row)) for row in rows)
         return found
 
+    @_named
     def find(self, arxiv_id: str) -> tuple[int, Paper] | None:
         """The key and the paper of an arXiv id."""
         return self._by_ids(self.db, [arxiv_id]).get(arxiv_id)
 
+    @_named
     def changes_since(self, number: int, limit: int) -> list[Change]:
         """The next `limit` changes after `number`, in order; superseded ones have left no trace."""
         db = self.db
@@ -218,6 +261,7 @@ class PaperStore:
             db.execute("COMMIT")
         return sorted(changes)[:limit] if len(changes) > 1 else changes
 
+    @_named
     def without_vector(self, model: str, limit: int) -> list[tuple[int, str]]:
         """Keys and texts of the next papers to embed, the newest changes first."""
         rows = self.db.execute(
@@ -228,6 +272,7 @@ class PaperStore:
         )
         return [(key, Paper("", title, abstract).text) for key, title, abstract in rows]
 
+    @_named
     def vectors_since(self, seq: int, model: str, dimensions: int, limit: int) -> StoredVectors:
         """The next `limit` vectors of `model` after `seq`."""
         rows = self.db.execute(
@@ -240,10 +285,10 @@ class PaperStore:
             raise CorpusError(f"{self.path}: a stored vector of {model} has not {dimensions} dimensions")
         return StoredVectors(keys, matrix.reshape(len(rows), dimensions), rows[-1][0] if rows else seq)
 
-    def papers(self) -> Iterator[Paper]:
-        """Every paper, oldest change first."""
+    def papers(self) -> Iterator[tuple[int, Paper]]:
+        """Every key and paper, oldest change first."""
         for row in self.db.execute("SELECT * FROM papers ORDER BY key"):
-            yield _paper(row)
+            yield row[0], _paper(row)
 
     @staticmethod
     def _by_ids(db: sqlite3.Connection, arxiv_ids: Iterable[str]) -> dict[str, tuple[int, Paper]]:
@@ -284,7 +329,7 @@ def _model_id(db: sqlite3.Connection, model: str) -> int:
 
 
 def _row(key: int, paper: Paper) -> list[Any]:
-    return [
+    row = [
         key,
         paper.arxiv_id,
         paper.title,
@@ -295,10 +340,20 @@ def _row(key: int, paper: Paper) -> list[Any]:
         paper.updated,
         paper.version,
     ]
+    return [*row, row_crc(row)]
+
+
+def row_crc(row: Sequence[Any]) -> int:
+    """CRC-32 of a paper's row, its crc left out: bits may rot on a card, and SQLite does not notice that in a text."""
+    return zlib.crc32("\x1f".join(map(str, row)).encode("utf-8", "surrogatepass"))
+
+
+def blob_crc(blob: bytes) -> int:
+    return zlib.crc32(blob)
 
 
 def _paper(row: Sequence[Any]) -> Paper:
-    _, arxiv_id, title, abstract, authors, categories, published, updated, version = row
+    _, arxiv_id, title, abstract, authors, categories, published, updated, version, _ = row
     return Paper(
         arxiv_id,
         title,

@@ -5,6 +5,7 @@ the migrations that were applied (docs/decisions/0003).
 """
 
 import sqlite3
+import uuid
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def _migrations() -> "Migrations":
     @migrations()
     def create_tables(db: "Database") -> None:
         columns = {"key": int, "arxiv_id": str, "title": str, "abstract": str, "authors": str, "categories": str}
-        columns |= {"published": str, "updated": str, "version": int}
+        columns |= {"published": str, "updated": str, "version": int, "crc": int}
         papers = db.table("papers")
         papers.create(columns, pk="key", not_null=set(columns) - {"key"})
         papers.create_index(["arxiv_id"], unique=True)
@@ -45,9 +46,13 @@ def _migrations() -> "Migrations":
                 seq INTEGER PRIMARY KEY AUTOINCREMENT,
                 key INTEGER NOT NULL UNIQUE,
                 model INTEGER NOT NULL REFERENCES models (id),
-                vector BLOB NOT NULL
+                vector BLOB NOT NULL,
+                crc INTEGER NOT NULL
             )"""
         )
         db.table("vectors").create_index(["model"])  # counting must not page through the vectors
+        # Which corpus this is: a cache of another one, or of this one before it was restored, is recognised by it.
+        db.table("corpus").create({"id": str}, pk="id")
+        db.execute("INSERT INTO corpus VALUES (?)", [uuid.uuid4().hex])
 
     return migrations

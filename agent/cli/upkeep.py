@@ -1,0 +1,140 @@
+"""`corpus add`, `remove`, `export`, `verify`, `rebuild`: looking after what is there."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent.cli.context import State, as_json, pass_state, print_json
+from agent.errors import AgentError, NotReadyError
+
+if TYPE_CHECKING:
+    from agent.domain import CorpusUpdate
+
+
+def _records(given: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    for text in given:
+        lines = sys.stdin if text == "-" else [text]
+        for line in filter(str.strip, lines):
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise click.UsageError(f"not valid JSON: {error}") from error
+            if not isinstance(record, dict):
+                raise click.UsageError(f"expected a JSON object, got {line.strip()[:40]}")
+            yield record
+
+
+@click.command()
+@click.argument("record", nargs=-1, required=True)
+@as_json
+@pass_state
+def add(state: State, record: tuple[str, ...], as_json: bool) -> None:
+    """Add papers: each RECORD is a JSON object as in an import, with a vector if you like; - reads lines."""
+    from agent.domain import CorpusUpdate
+
+    _apply(state, CorpusUpdate(add=tuple(_records(record))), as_json)
+
+
+@click.command()
+@click.argument("arxiv_id", nargs=-1, required=True)
+@as_json
+@pass_state
+def remove(state: State, arxiv_id: tuple[str, ...], as_json: bool) -> None:
+    """Remove papers by their arXiv ids."""
+    from agent.domain import CorpusUpdate
+
+    _apply(state, CorpusUpdate(remove=arxiv_id), as_json)
+
+
+def _apply(state: State, update: "CorpusUpdate", as_json: bool) -> None:
+    """Write papers.db; an agent that runs follows within a second, and without one it is all done here."""
+    from agent.corpus.embedding import embed_missing
+    from agent.corpus.updates import apply_update
+    from agent.search import SearchAPI
+
+    with SearchAPI(state.config) as api:
+        api.open(owner=True, model=False)
+        index = api.engine.index
+        counts = apply_update(index.papers, update, state.config.model.name, api.dimensions)
+        if index.writable:
+            index.catch_up()
+            if update.add and index.papers.count() != index.papers.count_embedded(state.config.model.name):
+                embed_missing(index, api.embedder)
+    if as_json:
+        print_json(counts)
+    else:
+        click.echo(", ".join(f"{count} {name}" for name, count in counts.items() if count) or "nothing to change")
+
+
+@click.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path), required=False)
+@click.option("--vectors", type=click.Path(dir_okay=False, path_type=Path), help="Also write their vectors, .npy of i8: row i for line i; 0 where there is none.")  # fmt: skip  # noqa: E501
+@pass_state
+def export(state: State, file: Path | None, vectors: Path | None) -> None:
+    """Write all papers as JSON lines, as `corpus import` reads them; without FILE to standard output."""
+    from agent.corpus.export import export_papers
+    from agent.search import SearchAPI
+
+    with SearchAPI(state.config) as api:
+        api.open(model=False)
+        stream = file.open("wb") if file else sys.stdout.buffer
+        try:
+            count = export_papers(api.engine.index.papers, stream, state.config.model.name, vectors, api.dimensions)
+        finally:
+            if file:
+                stream.close()
+    click.echo(f"{count} papers", err=True)
+
+
+def _folder(state: State) -> Path:
+    from agent.store.generations import current_generation
+
+    folder = current_generation(state.config.data_dir)
+    if folder is None:
+        raise NotReadyError(
+            f"no corpus in {state.config.data_dir}", hint="arxplorer-agent corpus import FILE, or --sample"
+        )
+    return folder
+
+
+@click.command()
+@as_json
+@pass_state
+def verify(state: State, as_json: bool) -> None:
+    """Read every file of the corpus and say what is damaged; exit 1 if anything is."""
+    from agent.corpus.upkeep import verify as verify_corpus
+
+    problems = verify_corpus(_folder(state))
+    if as_json:
+        print_json({"problems": problems})
+    for problem in problems if not as_json else ():
+        click.echo(problem)
+    if problems:
+        raise AgentError(
+            f"{len(problems)} problems in the corpus", hint="arxplorer-agent corpus rebuild makes whole what can be"
+        )
+    if not as_json:
+        click.echo("the corpus is whole")
+
+
+@click.command()
+@as_json
+@pass_state
+def rebuild(state: State, as_json: bool) -> None:
+    """Make the indexes again from the papers, and papers.db from its whole rows where it is damaged."""
+    from agent.corpus.upkeep import rebuild as rebuild_corpus
+    from agent.search.api import find_manifest
+
+    name = state.config.model.name
+    done = rebuild_corpus(_folder(state), name, find_manifest(state.config.data_dir, name).dimensions)
+    if as_json:
+        salvaged = done.salvaged._asdict() if done.salvaged else None
+        print_json({"papers": done.papers, "vectors": done.vectors, "salvaged": salvaged})
+        return
+    if done.salvaged:
+        click.echo(f"papers.db was damaged: {done.salvaged.papers} papers saved, {done.salvaged.lost} rows lost")
+    click.echo(f"indexes made again of {done.papers} papers and {done.vectors} vectors")
