@@ -263,10 +263,10 @@ async def test_a_connection_says_that_it_stands_only_once_it_is_heard(config: Co
     subscribing, granted = asyncio.Event(), asyncio.Event()
     subscribe = Connection._subscribe  # noqa: SLF001  the step that is held back
 
-    async def slowly(self: Connection, filters) -> None:
+    async def slowly(self: Connection, packet) -> None:
         subscribing.set()
         await granted.wait()
-        await subscribe(self, filters)
+        await subscribe(self, packet)
 
     monkeypatch.setattr(Connection, "_subscribe", slowly)
     connection = Connection(Broker(config.local_broker.host, config.local_broker.port, "slow"))
@@ -278,3 +278,17 @@ async def test_a_connection_says_that_it_stands_only_once_it_is_heard(config: Co
     await connection.wait_connected(20)
     assert "connected to" in caplog.text
     await connection.stop()
+
+
+@pytest.mark.parametrize("wrong", ["a/#/b", "a+", "", "x#", "a\x00b", "a\x7f"])
+async def test_a_subscription_that_mqtt_does_not_allow_is_an_error_and_leaves_the_client_as_it_was(
+    client: AWSIoTMQTTClient, wrong: str
+) -> None:
+    inbox = Inbox()
+    await client.subscribe("lab/x", inbox)
+    with pytest.raises(BrokerError, match="topic filter"):
+        await client.subscribe(wrong, inbox)
+    await client.disconnect()
+    await client.connect()
+    await client.publish("lab/x", 1)
+    assert await inbox.next() == ("lab/x", 1)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agent.config import Topics
 from agent.errors import RequestError
-from agent.protocol.topics import AgentTopics, topic_matches
+from agent.protocol.topics import AgentTopics, is_filter, topic_matches
 
 OFFLINE = mqtt5.Client(mqtt5.ClientOptions(host_name="127.0.0.1", port=1))
 TOPICS = AgentTopics.of(Topics(), "pi-7")
@@ -26,6 +26,17 @@ def test_filters_match_as_another_implementation_says(topic: list[str], wanted: 
 
 def test_a_shared_subscription_matches_like_the_filter_inside_it() -> None:
     assert topic_matches("$share/group/a/+", "a/b")
+
+
+@given(st.text(alphabet="a+#/\x00\x7f\u00e9\ufdd0", max_size=6))
+def test_a_filter_that_is_accepted_can_be_subscribed_to_and_no_other(text: str) -> None:
+    packet = mqtt5.SubscribePacket([mqtt5.Subscription(topic_filter=text, qos=mqtt5.QoS.AT_LEAST_ONCE)])
+    try:
+        OFFLINE.subscribe(packet)
+    except Exception:  # noqa: BLE001  the library's own verdict
+        assert not is_filter(text)
+    else:
+        assert is_filter(text)
 
 
 def test_the_agent_listens_for_everyone_and_for_itself() -> None:

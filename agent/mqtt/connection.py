@@ -21,7 +21,7 @@ from awscrt import io, mqtt5
 from agent.errors import BrokerError
 from agent.mqtt.packets import FINAL_REFUSALS, Broker, Message, Outgoing, publish_packet, tls_context
 from agent.mqtt.sockets import disable_nagle
-from agent.protocol.topics import topic_matches
+from agent.protocol.topics import is_filter, topic_matches
 
 log = logging.getLogger(__name__)
 
@@ -126,12 +126,21 @@ class Connection:
 
         With `on_arrival` it is called on the library's thread instead, which saves a change of threads, and may only
         hand the message on: a handler that blocks there holds up every connection of the process.
+
+        Raises BrokerError when the broker, or MQTT itself, does not allow a filter; it is forgotten then.
         """
         if on_arrival:
             self._on_arrival |= set(filters)
         self._handlers |= dict.fromkeys(filters, handler)
-        if self.connected.is_set():
-            await self._subscribe(filters)
+        try:
+            subscribe = self._subscribe_packet(filters)
+            if self.connected.is_set():
+                await self._subscribe(subscribe)
+        except BrokerError as error:
+            if error.final:
+                for name in filters:
+                    self._handlers.pop(name, None)
+            raise
 
     async def send(self, message: Outgoing) -> None:
         """Publish and wait until the broker has it. Raises BrokerError when it has not, or refuses it."""
@@ -289,7 +298,7 @@ class Connection:
             try:
                 missing = [name for name in self._handlers if name not in self._subscribed_filters]
                 if missing:
-                    await self._subscribe(missing)
+                    await self._subscribe(self._subscribe_packet(missing))
             except BrokerError as error:
                 log.error("%s; trying again", error.message)  # noqa: TRY400  the message says it all
                 await asyncio.sleep(RESUBSCRIBE_S)
@@ -302,7 +311,11 @@ class Connection:
                     callback()
             return
 
-    async def _subscribe(self, filters: Sequence[str]) -> None:
+    @staticmethod
+    def _subscribe_packet(filters: Sequence[str]) -> Any:
+        wrong = [name for name in filters if not is_filter(name)]
+        if wrong:
+            raise BrokerError(f"{', '.join(map(repr, wrong))} is no topic filter that MQTT allows", final=True)
         subscriptions = [
             mqtt5.Subscription(
                 topic_filter=name,
@@ -312,9 +325,13 @@ class Connection:
             )
             for name in filters
         ]
-        future: Future[Any] = self._client.subscribe(mqtt5.SubscribePacket(subscriptions=subscriptions))
-        await _settled(future)
+        return mqtt5.SubscribePacket(subscriptions=subscriptions)
+
+    async def _subscribe(self, packet: Any) -> None:
+        filters = [subscription.topic_filter for subscription in packet.subscriptions]
         try:
+            future: Future[Any] = self._client.subscribe(packet)
+            await _settled(future)
             granted = future.result()
         except Exception as error:
             raise BrokerError(f"subscribing to {', '.join(filters)} failed: {error}") from error

@@ -7,6 +7,7 @@ from agent.config import Topics
 from agent.errors import RequestError
 
 MAX_TOPIC_BYTES: Final = 256
+MAX_FILTER_BYTES: Final = 65_535
 # What MQTT 5.0 (section 1.5.4) lets a receiver refuse in a topic, and the MQTT library does refuse.
 _UNSPEAKABLE: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
@@ -88,6 +89,17 @@ class AgentTopics(NamedTuple):
         if reason:
             raise RequestError("invalid_request", f"{field}: {reason}", field=field)
         return topic
+
+
+def is_filter(text: str) -> bool:
+    """Whether a text may be subscribed to (MQTT 5.0, section 4.7.1): wildcards fill a level, # only the last one."""
+    levels = text.split("/")
+    return (
+        0 < len(text.encode("utf-8", "surrogatepass")) <= MAX_FILTER_BYTES
+        and not _UNSPEAKABLE.search(text)
+        and all(level in ("+", "#") or not re.search("[+#]", level) for level in levels)
+        and "#" not in levels[:-1]
+    )
 
 
 def topic_matches(topic_filter: str, topic: str) -> bool:

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -161,6 +162,9 @@ def load_embedder(config: Config) -> Embedder:
 def find_manifest(data_dir: Path, name: str) -> ModelManifest:
     """The manifest of a model, installed or in the catalog. Raises ModelError for one that nobody knows."""
     for folder in (find_model(data_dir, name), catalog_dir() / name):
-        if folder and (path := folder / "model.yaml").is_file():
-            return parse_manifest(path.read_text("utf-8"), where=str(path))
+        # The catalog still knows a model whose installed manifest is damaged.
+        with suppress(ModelError, OSError, UnicodeDecodeError):
+            if folder:
+                path = folder / "model.yaml"
+                return parse_manifest(path.read_text("utf-8"), where=str(path))
     raise ModelError(f"model {name!r} is neither installed nor known", hint="arxplorer-agent model list")

@@ -5,6 +5,7 @@ lock everything is opened to read. Opening reads what vectors are newer than the
 that are newer than the keyword index wait for the owner.
 """
 
+import logging
 from pathlib import Path
 from typing import Final, Self
 
@@ -14,6 +15,8 @@ from agent.search.keywords import KeywordIndex
 from agent.search.vectors import TAIL_ROWS, VectorIndex
 from agent.store.generations import CACHES_LOCK, IN_USE, FolderLock
 from agent.store.papers import PaperStore
+
+log = logging.getLogger(__name__)
 
 CHANGES_A_COMMIT: Final = 10_000
 VECTORS_A_READ: Final = 100_000
@@ -132,8 +135,10 @@ class CorpusIndex:
             try:
                 self.keywords.apply(changes, changes[-1].number)
             except DamagedIndexError as error:
-                self.report_damage(error.part)
-                raise
+                if not self.keywords.reached:
+                    raise  # it was empty: making it again would not help
+                log.error("%s; it is made again", error.message)  # noqa: TRY400  a library's traceback tells nothing
+                self.keywords.drop()
 
     def _load_vectors(self) -> None:
         while True:

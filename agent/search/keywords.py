@@ -91,6 +91,8 @@ class KeywordIndex:
             raise ValueError("an index of another schema or corpus")
         if not tantivy.Index.exists(str(self.folder)):
             raise ValueError("no index")  # opening would quietly make an empty one
+        if self.writable:
+            _sweep(self.folder)
         if check and (problem := next(problems_of(self.folder), None)):
             raise ValueError(problem)
         return tantivy.Index(self._schema, path=str(self.folder))
@@ -317,6 +319,18 @@ def problems_of(folder: Path) -> Iterator[str]:
     for path in sorted(found):
         if not _matches_footer(path.read_bytes()):
             yield f"{folder.name}/{path.name}: damaged: its checksum does not match"
+
+
+def _sweep(folder: Path) -> None:
+    """Delete lists of deleted documents that no commit names.
+
+    A process that is killed while it commits leaves one, and tantivy then fails to write the next of the same name.
+    """
+    segments = json.loads((folder / "meta.json").read_bytes())["segments"]
+    named = {f"{s['segment_id'].replace('-', '')}.{s['deletes']['opstamp']}.del" for s in segments if s["deletes"]}
+    for path in folder.glob("*.del"):
+        if path.name not in named:
+            path.unlink(missing_ok=True)
 
 
 def _matches_footer(content: bytes) -> bool:

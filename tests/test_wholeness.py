@@ -1,0 +1,301 @@
+"""Whole after every crash and every damage: papers, vectors and keywords agree, and nothing that was done is lost."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Client, run_command, wait_until
+
+from agent.config import load_config
+from agent.corpus.embedding import embed_missing
+from agent.corpus.updates import apply_update
+from agent.corpus.upkeep import rebuild, verify
+from agent.domain import CorpusUpdate, Paper
+from agent.errors import CorpusError
+from agent.search import SearchAPI, vectors
+from agent.search.corpus_index import CorpusIndex
+from agent.search.vectors import to_int8
+
+WORKER = Path(__file__).with_name("crash_worker.py")
+WORDS = ["galaxy", "neuron", "lattice", "quantum", "protein", "market", "turbulence", "graph", "prime", "theorem", "laser", "climate"]  # fmt: skip
+
+
+# -- killed at any moment ---------------------------------------------------------------------------------------------
+
+
+def plan_of(seed: int, papers: int) -> list:
+    """Additions, new versions, removals, catching up and embedding, as they might come on a device."""
+    rng = random.Random(seed)
+    waiting = [f"2301.{number:05d}" for number in range(papers)]
+    present: list[str] = []
+    steps: list = []
+    version: Counter[str] = Counter()
+
+    def record(name: str) -> dict:
+        version[name] += 1
+        title = f"{' '.join(rng.sample(WORDS, 4))} {name[5:]}"
+        return {"arxiv_id": name, "title": title, "abstract": " ".join(rng.sample(WORDS, 3)), "updated": f"2023-01-{version[name]:02d}"}  # fmt: skip
+
+    while waiting:
+        new = [waiting.pop() for _ in range(min(len(waiting), rng.randint(1, 9)))]
+        again = rng.sample(present, min(len(present), rng.randint(0, 2)))
+        gone = [name for name in rng.sample(present, min(len(present), rng.randint(0, 2))) if name not in again]
+        steps.append({"add": [record(name) for name in (*new, *again)], "remove": gone})
+        present = [name for name in (*present, *new) if name not in gone]
+        steps.append(rng.choice(["catch_up", "embed", "catch_up"]))
+    return [*steps, "embed", "catch_up"]
+
+
+def run_until_killed(
+    folder: Path, plan: Path, first: int, delay_s: float | None, *, early: bool
+) -> tuple[int, Counter]:
+    """Run the worker from step `first`, kill it; returns the first step not done yet, and what was embedded."""
+    command = [sys.executable, str(WORKER), str(folder), str(plan), str(first)]
+    embedded: Counter = Counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        if not early:
+            assert process.stdout.readline() == "open\n"
+        if delay_s is not None:
+            time.sleep(delay_s)  # the moment of the kill, not a wait for anything
+            process.kill()
+        for line in process.stdout:
+            if line.startswith("embedded"):
+                embedded.update(line.split()[1:])
+            elif line.strip().isdigit():
+                first = int(line) + 1
+    assert process.returncode in (0, -9), "the worker failed by itself"
+    return first, embedded
+
+
+def answers(api: SearchAPI) -> dict:
+    """By meaning the best twenty with their scores, by keyword everything that matches.
+
+    (Not the keyword scores: tantivy counts deleted papers into its statistics until it merges them away.)
+    """
+    index = api.engine.index
+    names = {key: paper.arxiv_id for key, paper in index.papers.papers()}
+    found: dict = {}
+    for query in [*WORDS, "galaxy neuron", "prime theorem of the lattice", "laser climate market graph"]:
+        hits = api.search_sync(query, {"mode": "semantic", "max_results": 20})["results"]
+        found[query, "semantic"] = [(hit["arxiv_id"], round(hit["score"], 4)) for hit in hits]
+        matches = index.keywords.search(index.keywords.terms(query), 10_000)
+        found[query, "keyword"] = sorted(names[key] for key in matches.keys.tolist())
+    return found
+
+
+def test_fifty_kills_leave_the_corpus_that_was_built_without_any(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    steps = plan_of(seed=7, papers=500)
+    plan.write_text(json.dumps(steps))
+    rng = random.Random(7)
+    first, embedded = 0, Counter()
+    for kill in range(50):
+        early = kill % 5 == 0  # also while it starts, when it heals what the last kill left
+        delay_s = rng.uniform(0.05, 0.6) if early else rng.uniform(0.0, 0.25)
+        first, done = run_until_killed(tmp_path / "killed", plan, min(first, len(steps) - 1), delay_s, early=early)
+        embedded += done
+    first, done = run_until_killed(tmp_path / "killed", plan, min(first, len(steps) - 1), None, early=False)
+    embedded += done
+    assert first == len(steps)
+    assert max(embedded.values()) == 1, "a stored vector was computed again"
+
+    whole = load_config(environment={}, data_dir=tmp_path / "whole")
+    killed = load_config(environment={}, data_dir=tmp_path / "killed")
+    with SearchAPI(whole) as expected, SearchAPI(killed) as found:
+        expected.open(owner=True)
+        for step in steps:
+            if isinstance(step, dict):
+                update = CorpusUpdate(add=tuple(step["add"]), remove=tuple(step["remove"]))
+                apply_update(expected.engine.index.papers, update, whole.model.name, 384)
+        embed_missing(expected.engine.index, expected.embedder)
+        expected.engine.index.catch_up()
+        found.open()
+        assert dict(expected.engine.index.papers.papers()) == dict(found.engine.index.papers.papers())
+        assert len(expected.engine.index.vectors) == found.engine.index.papers.count()
+        assert answers(expected) == answers(found)
+    assert verify(tmp_path / "killed" / "current") == []
+
+
+# -- damaged files ----------------------------------------------------------------------------------------------------
+
+MODEL, DIMENSIONS, PAPERS = "test-model", 16, 300
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A corpus of several vector and keyword segments, closed in order."""
+    monkeypatch.setattr(vectors, "TAIL_ROWS", 50)
+    rng = np.random.default_rng(3)
+    folder = tmp_path / "generation"
+    folder.mkdir()
+    with CorpusIndex(folder, MODEL, DIMENSIONS, owner=True) as index:
+        for start in range(0, PAPERS, 100):
+            papers = [Paper(f"2301.{n:05d}", f"{WORDS[n % 12]} word{n}", "common") for n in range(start, start + 100)]
+            matrix = to_int8(rng.normal(size=(100, DIMENSIONS)).astype(np.float32))
+            index.papers.put_vectors(MODEL, index.papers.put(papers).keys, matrix)
+            index.catch_up()
+    assert verify(folder) == []
+    return folder
+
+
+def found_in(folder: Path, *, owner: bool = True) -> tuple:
+    query = np.ones(DIMENSIONS, np.float32) / 4
+    with CorpusIndex(folder, MODEL, DIMENSIONS, owner=owner) as index:
+        index.catch_up()
+        keys = np.array([key for key, _ in index.papers.papers()])
+        near = index.vectors.nearest_among(query, keys, 20)  # the graph itself finds not quite the same each time
+        matches = index.keywords.search(["common"], 2 * PAPERS)
+        return sorted(near.tolist()), sorted(matches.keys.tolist()), index.papers.count()
+
+
+def damage(path: Path, seed: int) -> None:
+    """Lose a sector's worth of bytes somewhere in the file, as a card does."""
+    content = path.read_bytes()
+    rng = random.Random(seed)
+    start = rng.randrange(max(1, len(content) - 64))
+    lost = bytes(byte ^ rng.randrange(1, 256) for byte in content[start : start + 64])
+    with path.open("r+b") as file:  # in place: a file that shrinks under a mapping kills the process that mapped it
+        file.seek(start)
+        file.write(lost)
+
+
+CACHES = ["vectors/*.usearch", "vectors/*.rows.npy", "vectors/segments.json", "keywords/*.idx", "keywords/*.fast", "keywords/*.fieldnorm", "keywords/*.term", "keywords/*.store", "keywords/*.pos", "keywords/meta.json", "keywords/reached.json"]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", CACHES)
+def test_damage_in_any_file_of_an_index_is_found_and_healed(folder: Path, pattern: str) -> None:
+    expected = found_in(folder)
+    for seed in range(3):
+        path = random.Random(seed).choice(sorted(folder.glob(pattern)))
+        damage(path, seed)
+        problems = verify(folder)
+        assert any(path.parent.name in problem for problem in problems), pattern
+        rebuild(folder, MODEL, DIMENSIONS)
+        assert verify(folder) == []
+        assert found_in(folder) == expected
+
+
+@pytest.mark.parametrize("pattern", CACHES)
+def test_after_a_crash_the_start_heals_a_damaged_index_by_itself(folder: Path, pattern: str) -> None:
+    expected = found_in(folder)
+    damage(random.Random(1).choice(sorted(folder.glob(pattern))), 1)
+    (folder / "caches.in-use").touch()  # what a killed owner leaves
+    assert found_in(folder) == expected
+    assert verify(folder) == []
+
+
+@pytest.mark.parametrize("lost", ["keywords/*.idx", "keywords/*.term", "vectors/*.usearch", "vectors/*.rows.npy"])
+def test_a_lost_file_of_an_index_is_found_and_healed(folder: Path, lost: str) -> None:
+    expected = found_in(folder)
+    next(iter(folder.glob(lost))).unlink()
+    assert verify(folder)
+    rebuild(folder, MODEL, DIMENSIONS)
+    assert (verify(folder), found_in(folder)) == ([], expected)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_damage_in_papers_is_found_and_no_damaged_row_passes_for_a_whole_one(folder: Path, seed: int) -> None:
+    before = {paper.arxiv_id: paper for paper in papers_of(folder)}
+    damage(folder / "papers.db", seed)
+    problems = verify(folder)
+    try:
+        done = rebuild(folder, MODEL, DIMENSIONS)
+    except CorpusError as error:
+        assert "cannot be read" in error.message  # the head of the file is gone
+        assert problems
+        return
+    after = {paper.arxiv_id: paper for paper in papers_of(folder)}
+    assert all(before[name] == paper for name, paper in after.items())
+    assert verify(folder) == []
+    if not problems:  # the damage fell on bytes that hold nothing
+        assert (after, done.salvaged) == (before, None)
+    assert len(found_in(folder)[1]) == len(after)
+
+
+def test_a_flipped_bit_in_one_text_costs_that_paper_alone(folder: Path) -> None:
+    content = (folder / "papers.db").read_bytes()
+    assert content.count(b"word123") == 1
+    (folder / "papers.db").write_bytes(content.replace(b"word123", b"word12s"))
+    assert verify(folder) == ["papers.db: 1 damaged paper rows: 2301.00123"]
+    done = rebuild(folder, MODEL, DIMENSIONS)
+    assert (done.papers, done.vectors, done.salvaged.lost) == (PAPERS - 1, PAPERS - 1, 1)
+    assert "2301.00123" not in {paper.arxiv_id for paper in papers_of(folder)}
+    assert len(list(folder.glob("papers.db.damaged-*"))) >= 1  # kept for whoever wants to look
+
+
+def papers_of(folder: Path) -> list[Paper]:
+    with CorpusIndex(folder, MODEL, DIMENSIONS, owner=False) as index:
+        return [paper for _, paper in index.papers.papers()]
+
+
+def test_an_index_of_another_state_of_the_corpus_is_not_believed(folder: Path, tmp_path: Path) -> None:
+    """papers.db was restored from before, or is another one: what the indexes know is not in it."""
+    older = tmp_path / "older"
+    shutil.copytree(folder, older)
+    with CorpusIndex(folder, MODEL, DIMENSIONS, owner=True) as index:
+        more = [Paper(f"2302.{n:05d}", f"common later{n}") for n in range(100)]
+        index.papers.put_vectors(MODEL, index.papers.put(more).keys, np.ones((100, DIMENSIONS), np.int8))
+        index.catch_up()
+    shutil.copy(older / "papers.db", folder / "papers.db")
+    assert found_in(folder) == found_in(older)
+    for path in folder.glob("papers.db*"):
+        path.unlink()
+    with CorpusIndex(folder, MODEL, DIMENSIONS, owner=True) as index:
+        index.papers.put([Paper(f"2303.{n:05d}", "common") for n in range(500)])
+    assert len(found_in(folder)[1]) == 500
+
+
+def test_an_agent_on_a_damaged_index_answers_by_the_other_and_heals_it(start_agent, sample_data_dir, broker) -> None:
+    """Damage that a clean stop left unseen: a search finds it."""
+    for path in (sample_data_dir / "current" / "keywords").glob("*.idx"):
+        content = path.read_bytes()
+        path.write_bytes(b"\x00" * (len(content) - 200) + content[-200:])
+    start_agent(sample_data_dir, broker.port)
+    client = Client(broker.port)
+    question = "how tightly can equal spheres be packed"
+    hybrid = client.ask({"query": question})
+    assert hybrid["results"][0]["arxiv_id"] == "1603.04246"
+
+    def healed() -> bool:
+        answer = client.ask({"query": question, "filters": {"mode": "keyword"}})
+        return bool(answer["results"]) and answer["results"][0]["arxiv_id"] == "1603.04246"
+
+    wait_until(healed)
+    client.close()
+
+
+def test_an_agent_with_a_damaged_model_answers_by_keyword_and_says_so(start_agent, sample_data_dir, broker) -> None:
+    model = sample_data_dir / "models" / "all-MiniLM-L6-v2"
+    model.mkdir(parents=True)
+    for name in ("model.onnx", "model.yaml", "tokenizer.json"):
+        (model / name).write_bytes(b"not what it should be")
+    agent = start_agent(sample_data_dir, broker.port)
+    client = Client(broker.port)
+    answer = client.ask({"query": "sphere packing"})
+    assert (answer["metadata"]["mode"], answer["results"][0]["arxiv_id"]) == ("keyword", "1603.04246")
+    client.subscribe("arxplorer/status/test-agent")
+    status = json.loads(client.next().payload)
+    assert status["status"] == "degraded"
+    assert "model all-MiniLM-L6-v2 is damaged" in status["details"]["problems"][0]
+    client.close()
+    assert agent.stop() == 0
+
+
+def test_the_commands_find_damage_and_make_it_whole(sample_data_dir: Path) -> None:
+    assert run_command("corpus", "verify", data_dir=sample_data_dir).stdout == b"the corpus is whole\n"
+    path = next((sample_data_dir / "current" / "keywords").glob("*.term"))
+    damage(path, 1)
+    found = run_command("corpus", "verify", "--json", data_dir=sample_data_dir)
+    assert (found.returncode, path.name in json.loads(found.stdout)["problems"][0]) == (1, True)
+    assert b"corpus rebuild" in found.stderr
+    healed = run_command("corpus", "rebuild", "--json", data_dir=sample_data_dir)
+    assert json.loads(healed.stdout) == {"papers": 149, "vectors": 149, "salvaged": None}
+    assert run_command("corpus", "verify", data_dir=sample_data_dir).returncode == 0
