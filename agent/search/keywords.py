@@ -32,7 +32,7 @@ from agent.search.text import (
 )
 from agent.store.papers import Change
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 WRITER_HEAP_BYTES: Final = 15_000_000
 """tantivy's smallest; its default of 128 MB would not fit a small board."""
 MAX_QUERY_TERMS: Final = 256
@@ -99,8 +99,13 @@ class KeywordIndex:
 
     def _start_anew(self) -> None:
         if self.writable:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
+            # Moved away first: a thread of the index that is given up may still be making files in its folder.
+            aside = self.folder.with_name(f".{self.folder.name}.dropped")
+            shutil.rmtree(aside, ignore_errors=True)
+            if self.folder.exists():
+                self.folder.rename(aside)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
         self._use(tantivy.Index(self._schema, path=str(self.folder) if self.writable else None), 0)
 
     def _use(self, index: Any, reached: int) -> None:
