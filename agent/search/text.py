@@ -28,6 +28,8 @@ _PLAIN: Final = str.maketrans(
         "œ": "oe",
         "\u0131": "i",
         "\u2019": "'",
+        "\u02bc": "'",
+        "`": "'",
         "\u2010": "-",
         "\u2011": "-",
     }
@@ -53,45 +55,40 @@ def fold(text: str) -> str:
     return "".join(c for c in decomposed if not unicodedata.combining(c)).translate(_PLAIN)
 
 
-def split_name(name: str) -> tuple[list[str], list[str]]:
-    """Given names and family names, folded: `Ludwig van Beethoven` and `Beethoven, Ludwig van` alike.
+def name_words(name: str) -> list[str]:
+    """The folded words of a name, given names first: of `Beethoven, Ludwig van` and `Ludwig van Beethoven` the same.
 
-    Without a comma the last word is the family name; particles (van, de la) and suffixes (Jr.) count as neither.
+    Suffixes (Jr.) are left out.
     """
-    family_part, comma, given_part = fold(name).partition(",")
-    given = _name_tokens(given_part if comma else family_part)
-    if comma:
-        family = _name_tokens(family_part)
-        if not given and family:  # "Smith, Jr."
-            given, family = family[:-1], family[-1:]
-        return given, family
-    return given[:-1], given[-1:]
+    family_part, _, given_part = fold(name).partition(",")
+    family, given = _NAME_TOKEN.findall(family_part), _NAME_TOKEN.findall(given_part)
+    return _without_suffixes(given) + family[:1] + _without_suffixes(family[1:])
 
 
-def _name_tokens(text: str) -> list[str]:
-    tokens = _NAME_TOKEN.findall(text)
-    kept = [token for token in tokens if token not in _PARTICLES and token not in _SUFFIXES]
-    return kept or [token for token in tokens if token not in _SUFFIXES]
+def _without_suffixes(words: list[str]) -> list[str]:
+    return [word for word in words if word not in _SUFFIXES]
 
 
 def author_terms(name: str) -> set[str]:
     """The index terms of one author.
 
     `Ashish K. Vaswani` gives `vaswani`, `vaswani|ashish` and `vaswani|a*`; an author of whom only an initial is
-    known gives `vaswani|a.` instead of the full name. `Gabriel García Márquez` can also be found as
-    `garcia marquez`.
+    known gives `vaswani|a.` instead of the full name. The last word is always the family name, or the end of it:
+    `Gabriel García Márquez` can also be found as `garcia marquez`, `J. D. van der Waals` as `van der waals`.
     """
-    given, family = split_name(name)
-    if not family:
+    *given, last = name_words(name) or [""]
+    if not last:
         return set()
-    last = family[-1]
-    terms = {last, " ".join(family)}
+    terms = {last}
     if given:
-        terms |= {
-            f"{last}|{given[0]}" if len(given[0]) > 1 else f"{last}|{given[0]}.",
-            f"{last}|{given[0][0]}*",
-        }
-        terms.add(f"{given[-1]} {last}")
+        first = given[0]
+        terms |= {f"{last}|{first}" if len(first) > 1 else f"{last}|{first}.", f"{last}|{first[0]}*"}
+    family = last
+    for word in reversed(given):
+        family = f"{word} {family}"
+        terms.add(family)
+        if word not in _PARTICLES:
+            break
     return terms
 
 
@@ -101,16 +98,17 @@ def author_query_terms(name: str) -> set[str]:
     A family name alone matches everyone of that name; with a given name or an initial, the first of them must
     agree, where an initial agrees with every name that begins so.
     """
-    given, family = split_name(name)
-    if not family:
+    *given, last = name_words(name) or [""]
+    if not last:
         return set()
-    last = family[-1]
     if not given:
-        return {" ".join(family)}
+        return {last}
     first = given[0]
-    terms = {f"{last}|{first[0]}*"} if len(first) == 1 else {f"{last}|{first}", f"{last}|{first[0]}."}
-    if len(given) == 1 and len(first) > 1:
-        terms.add(f"{first} {last}")  # perhaps a double family name
+    if len(first) == 1:
+        return {f"{last}|{first}*"}
+    terms = {f"{last}|{first}", f"{last}|{first[0]}."}
+    if _PARTICLES.issuperset(given[1:]):  # perhaps all of it is the family name: García Márquez, van der Waals
+        terms.add(" ".join([*given, last]))
     return terms
 
 
