@@ -129,9 +129,11 @@ def day_number(date: str) -> int | None:
 
 
 _ARXIV_ID: Final = re.compile(
-    r"""(?:(?:https?://)?(?:[\w-]+\.)*arxiv\.org/(?:abs|pdf|html|e-print|ps)/ | arxiv:\s*)?
+    r"""(?:(?:https?://)?(?:[\w-]+\.)*arxiv\.org/(?:abs|pdf|html|format|e-print|ps)/
+        | (?:(?:https?://)?(?:dx\.)?doi\.org/ | doi:\s*)?10\.48550/arxiv\. | arxiv:\s*)?
         (?P<id>\d{4}\.\d{4,5} | [a-z][a-z-]*(?:\.[a-z]{2})?/\d{7})
-        (?P<version>v\d+)?(?:\.pdf)?/?(?:[?#]\S*)?""",
+        (?P<version>v\d+)?(?:\.pdf)?/?(?:[?#]\S*)?
+        (?:\s*\[[\w.-]+\](?:\s+\d+\s[a-z]{3}\s\d{4})?)?  # as the margin of a PDF says it: [cs.CL] 12 Jun 2017""",
     re.IGNORECASE | re.VERBOSE,
 )
 
@@ -143,6 +145,6 @@ def arxiv_id_forms(arxiv_id: str) -> list[str]:
 
 
 def arxiv_id_of(query: str) -> str | None:
-    """The arXiv id that a query consists of: bare, with `arXiv:`, a version, or as an abs or pdf address."""
+    """The arXiv id that a query consists of: bare, with `arXiv:`, a version, a category, as an address or a DOI."""
     match = _ARXIV_ID.fullmatch(query.strip())
     return match["id"] if match else None
