@@ -3,13 +3,14 @@
 import gzip
 import io
 import json
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
 from conftest import run_command
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.corpus.importer import ImportReport, import_papers, read_vectors
@@ -17,6 +18,7 @@ from agent.corpus.records import RecordError, parse_line, parse_record
 from agent.domain import Paper
 from agent.errors import CorpusError
 from agent.search.corpus_index import CorpusIndex
+from agent.store.papers import PaperStore
 
 MODEL, DIMENSIONS = "test-model", 8
 
@@ -110,12 +112,50 @@ def test_latex_and_unicode_survive_as_given(title, abstract, authors, categories
     )
 
 
-@given(st.binary(max_size=100) | st.dictionaries(st.sampled_from([*OURS, *SNAPSHOT]), st.none() | st.integers() | st.text() | st.lists(st.integers())).map(lambda d: json.dumps(d).encode()))  # fmt: skip
-def test_any_line_gives_a_paper_or_a_reason(line: bytes) -> None:
+DATES = st.sampled_from(["Mon, 2 Apr 99999 19:18:42 GMT", "Mon, 2 Apr 2007 19:18:42 +99999999999999", "2 Apr 1 0:0 +9959"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | DATES | st.just("2017-06-12"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["created", "version"]), inner),
+    max_leaves=6,
+)
+IDS = st.from_regex(r"(arXiv:)?([0-9]{4}\.[0-9]{4,5}|math(\.GT)?/[0-9]{7})(v[0-9]{1,25})?", fullmatch=True)
+VERSIONS = st.lists(st.fixed_dictionaries({"created": DATES | JSON}), min_size=1, max_size=2)
+ODD = st.fixed_dictionaries({}, optional={"id": IDS, "versions": VERSIONS}) | st.dictionaries(
+    st.sampled_from([*OURS, *SNAPSHOT]), JSON, max_size=2
+)
+RECORDS = st.builds(lambda record, odd: {**record, **odd}, st.sampled_from([OURS, SNAPSHOT]), ODD)
+
+
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory: pytest.TempPathFactory):
+    with closing(PaperStore(tmp_path_factory.mktemp("papers") / "papers.db")) as store:
+        yield store
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=100) | RECORDS.map(lambda record: json.dumps(record).encode()))
+def test_any_line_gives_a_reason_or_a_paper_that_can_be_stored(papers: PaperStore, line: bytes) -> None:
     try:
-        assert parse_line(line).arxiv_id
+        paper = parse_line(line)
     except RecordError as error:
-        assert str(error)
+        assert "cannot be read" not in str(error)  # the last resort is for what nobody has thought of
+    else:
+        papers.put([paper])
+        assert papers.find(paper.arxiv_id)
+
+
+def test_whatever_goes_wrong_with_a_line_is_a_malformed_line(index, tmp_path: Path, monkeypatch) -> None:
+    read = Paper
+
+    def exotic(**fields):
+        if fields["title"] == "odd":
+            raise BufferError("who would have thought")
+        return read(**fields)
+
+    monkeypatch.setattr("agent.corpus.records.Paper", exotic)
+    report = import_papers(write(tmp_path / "rows", *rows(2), {**OURS, "title": "odd"}), index, MODEL)
+    assert (report.added, report.malformed, report.problems[0].line) == (2, 1, 3)
+    assert "who would have thought" in report.problems[0].reason
 
 
 @pytest.mark.parametrize(
@@ -125,6 +165,8 @@ def test_any_line_gives_a_paper_or_a_reason(line: bytes) -> None:
         ({"arxiv_id": ""}, "arxiv_id"),
         ({"arxiv_id": 1706.03762}, "arxiv_id"),
         ({"arxiv_id": "x" * 200}, "arxiv_id"),
+        ({"arxiv_id": "1706.03762v99999999999999999999"}, "arxiv_id"),
+        ({"arxiv_id": None, "id": 5}, "arxiv_id"),
         ({"title": None}, "title"),
         ({"title": "   "}, "title"),
         ({"title": 5}, "title"),
@@ -147,6 +189,12 @@ def test_a_malformed_record_is_refused_with_the_field_named(change: dict, named:
 def test_a_version_in_the_id_is_the_papers_version(given_id: str) -> None:
     paper = parse_record({**OURS, "arxiv_id": given_id})
     assert (paper.arxiv_id, paper.version) == ("1706.03762", 5)
+
+
+@pytest.mark.parametrize("created", [5, None, "soon", "Mon, 2 Apr 99999 19:18:42 GMT", "2 Apr 2007 1:2:3 +99999999999999"])
+def test_a_first_version_without_a_readable_date_leaves_the_paper_undated(created) -> None:
+    paper = parse_record({**SNAPSHOT, "versions": [{"version": "v1", "created": created}]})
+    assert (paper.arxiv_id, paper.published, paper.version) == ("0704.0001", "", 1)
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, lambda data: zstandard.compress(data[:500]) + zstandard.compress(data[500:])])  # fmt: skip

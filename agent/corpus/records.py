@@ -16,10 +16,11 @@ import msgspec
 from agent.domain import Paper, is_date
 
 _ARXIV_SHAPED: Final = re.compile(
-    r"(?:arxiv:)?(\d{4}\.\d{4,5}|[a-z][a-z-]*(?:\.[A-Z]{2})?/\d{7})(?:v(\d+))?", re.IGNORECASE
+    r"(?:arxiv:)?(\d{4}\.\d{4,5}|[a-z][a-z-]*(?:\.[A-Z]{2})?/\d{7})(?:v(\d+))?", re.IGNORECASE | re.ASCII
 )
 _WRAP: Final = re.compile(r"\s*\n\s*")
 MAX_ID_CHARS: Final = 128
+MAX_VERSION_DIGITS: Final = 4
 
 
 class RecordError(ValueError):
@@ -27,12 +28,17 @@ class RecordError(ValueError):
 
 
 def parse_line(line: bytes) -> Paper:
-    """Parse one JSON line. Raises RecordError."""
+    """Parse one JSON line. Raises RecordError, and nothing else: no line may stop an import."""
     try:
         record = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecordError(f"not valid JSON: {error}") from error
-    return parse_record(record)
+    try:
+        return parse_record(record)
+    except RecordError:
+        raise
+    except Exception as error:
+        raise RecordError(f"cannot be read as a paper: {error!r}") from error
 
 
 def parse_record(record: Any) -> Paper:
@@ -65,7 +71,12 @@ def _arxiv_id(record: dict[str, Any]) -> tuple[str, int]:
     if len(value) > MAX_ID_CHARS:
         raise RecordError(f"arxiv_id: expected at most {MAX_ID_CHARS} characters, got {len(value)}")
     match = _ARXIV_SHAPED.fullmatch(value)
-    return (match[1], int(match[2] or 0)) if match else (value, 0)
+    if not match:
+        return value, 0
+    version = match[2] or "0"
+    if len(version) > MAX_VERSION_DIGITS:
+        raise RecordError(f"arxiv_id: expected a version of at most {MAX_VERSION_DIGITS} digits, got {len(version)}")
+    return match[1], int(version)
 
 
 def _text(record: dict[str, Any], name: str, *, required: bool = False) -> str:
@@ -115,7 +126,6 @@ def _date(record: dict[str, Any], name: str) -> str:
 
 def _first_version(versions: Any) -> str:
     try:
-        created = parsedate_to_datetime(versions[0]["created"])
-    except (TypeError, KeyError, IndexError, ValueError):
-        return ""
-    return created.date().isoformat()
+        return parsedate_to_datetime(versions[0]["created"]).date().isoformat()
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError):
+        return ""  # a date that is odd in this place is no reason to go without the paper
