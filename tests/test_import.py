@@ -191,6 +191,21 @@ def test_a_version_in_the_id_is_the_papers_version(given_id: str) -> None:
     assert (paper.arxiv_id, paper.version) == ("1706.03762", 5)
 
 
+@pytest.mark.parametrize(
+    ("given_ids", "expected"),
+    [
+        ({"arxiv_id": None, "id": "1706.03762"}, "1706.03762"),
+        ({"arxiv_id": "1706.03762", "id": None}, "1706.03762"),
+        ({"id": "math.GT/0309136v2"}, "math/0309136"),
+        ({"id": "math/0309136"}, "math/0309136"),
+        ({"id": "arXiv:HEP-TH/9711200"}, "hep-th/9711200"),
+        ({"id": "My.Own/1"}, "My.Own/1"),
+    ],
+)
+def test_an_id_is_stored_in_arxivs_own_form(given_ids: dict, expected: str) -> None:
+    assert parse_record({**given_ids, "title": "t"}).arxiv_id == expected
+
+
 @pytest.mark.parametrize("created", [5, None, "soon", "Mon, 2 Apr 99999 19:18:42 GMT", "2 Apr 2007 1:2:3 +99999999999999"])
 def test_a_first_version_without_a_readable_date_leaves_the_paper_undated(created) -> None:
     paper = parse_record({**SNAPSHOT, "versions": [{"version": "v1", "created": created}]})

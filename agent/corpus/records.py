@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from agent.domain import Paper, is_date
+from agent.search.text import arxiv_id_forms
 
 _ARXIV_SHAPED: Final = re.compile(
     r"(?:arxiv:)?(\d{4}\.\d{4,5}|[a-z][a-z-]*(?:\.[A-Z]{2})?/\d{7})(?:v(\d+))?", re.IGNORECASE | re.ASCII
@@ -64,7 +65,9 @@ def parse_record(record: Any) -> Paper:
 
 
 def _arxiv_id(record: dict[str, Any]) -> tuple[str, int]:
-    value = record.get("arxiv_id", record.get("id"))
+    value = record.get("arxiv_id")
+    if value is None:
+        value = record.get("id")
     if not isinstance(value, str) or not value.strip():
         raise RecordError("arxiv_id: expected a non-empty string (also accepted as id)")
     value = value.strip()
@@ -76,7 +79,7 @@ def _arxiv_id(record: dict[str, Any]) -> tuple[str, int]:
     version = match[2] or "0"
     if len(version) > MAX_VERSION_DIGITS:
         raise RecordError(f"arxiv_id: expected a version of at most {MAX_VERSION_DIGITS} digits, got {len(version)}")
-    return match[1], int(version)
+    return arxiv_id_forms(match[1])[-1], int(version)  # math.GT/0309136 and math/0309136 are one paper
 
 
 def _text(record: dict[str, Any], name: str, *, required: bool = False) -> str:
