@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import struct
 from contextlib import closing
 from pathlib import Path
 
@@ -112,7 +113,9 @@ def test_latex_and_unicode_survive_as_given(title, abstract, authors, categories
     )
 
 
-DATES = st.sampled_from(["Mon, 2 Apr 99999 19:18:42 GMT", "Mon, 2 Apr 2007 19:18:42 +99999999999999", "2 Apr 1 0:0 +9959"])
+DATES = st.sampled_from(
+    ["Mon, 2 Apr 99999 19:18:42 GMT", "Mon, 2 Apr 2007 19:18:42 +99999999999999", "2 Apr 1 0:0 +9959"]
+)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | DATES | st.just("2017-06-12"),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["created", "version"]), inner),
@@ -206,7 +209,9 @@ def test_an_id_is_stored_in_arxivs_own_form(given_ids: dict, expected: str) -> N
     assert parse_record({**given_ids, "title": "t"}).arxiv_id == expected
 
 
-@pytest.mark.parametrize("created", [5, None, "soon", "Mon, 2 Apr 99999 19:18:42 GMT", "2 Apr 2007 1:2:3 +99999999999999"])
+@pytest.mark.parametrize(
+    "created", [5, None, "soon", "Mon, 2 Apr 99999 19:18:42 GMT", "2 Apr 2007 1:2:3 +99999999999999"]
+)
 def test_a_first_version_without_a_readable_date_leaves_the_paper_undated(created) -> None:
     paper = parse_record({**SNAPSHOT, "versions": [{"version": "v1", "created": created}]})
     assert (paper.arxiv_id, paper.published, paper.version) == ("0704.0001", "", 1)
@@ -221,10 +226,40 @@ def test_plain_gzip_and_zstd_files_are_told_by_their_content(pack, index, tmp_pa
     assert index.papers.count() == 30
 
 
-def test_standard_input_is_a_file_like_any_other(index, tmp_path: Path, monkeypatch) -> None:
-    data = Path(write(tmp_path / "rows", *rows(3))).read_bytes()
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(gzip.compress(data)))))
-    assert import_papers("-", index, MODEL).added == 3
+class Trickle(io.RawIOBase):
+    """A pipe that delivers a byte at a time."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = io.BytesIO(data)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        return self.data.readinto(memoryview(buffer)[:1])
+
+
+def skippable_first(data: bytes) -> bytes:
+    """As pzstd and the seekable format write it: a frame that says something else before the data."""
+    return struct.pack("<II", 0x184D2A5A, 6) + b"titles" + zstandard.compress(data)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress, skippable_first])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("stream", [io.BytesIO, Trickle])
+def test_standard_input_is_a_file_like_any_other(pack, mark, stream, index, tmp_path: Path, monkeypatch) -> None:
+    packed = pack(mark + Path(write(tmp_path / "rows", *rows(3))).read_bytes())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(stream(packed))))
+    assert ImportReport(lines=3, added=3) == import_papers("-", index, MODEL)
+    (tmp_path / "packed").write_bytes(packed)
+    assert ImportReport(lines=3, unchanged=3) == import_papers(str(tmp_path / "packed"), index, MODEL)
+
+
+@pytest.mark.parametrize("data", [b"", b"\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\n\n", gzip.compress(b"")])
+def test_a_file_without_records_is_no_error(data: bytes, index, tmp_path: Path) -> None:
+    (tmp_path / "rows").write_bytes(data)
+    report = import_papers(str(tmp_path / "rows"), index, MODEL)
+    assert (report.added, report.malformed) == (0, 0)
 
 
 def test_importing_twice_changes_nothing(index, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from agent.errors import CorpusError
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
 ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+ZSTD_SKIPPABLE: Final = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
+BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 MAX_LINE_BYTES: Final = 4 * 1024 * 1024
 CHUNK_BYTES: Final = 128 * 1024
 
@@ -27,14 +30,13 @@ def open_lines(path: str) -> Iterator[Iterator[tuple[int, bytes | None]]]:
     """
     try:
         with _raw(path) as raw:
-            buffered = io.BufferedReader(raw, CHUNK_BYTES) if isinstance(raw, io.RawIOBase) else raw
-            yield _numbered(_decompressed(buffered), path)
+            yield _numbered(_decompressed(raw), path)
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 @contextmanager
-def _raw(path: str) -> Iterator[Any]:
+def _raw(path: str) -> Iterator[BinaryIO]:
     if path == "-":
         yield sys.stdin.buffer
     else:
@@ -42,13 +44,33 @@ def _raw(path: str) -> Iterator[Any]:
             yield file
 
 
-def _decompressed(raw: Any) -> BinaryIO:
-    head = raw.peek(4)[:4]
+def _decompressed(raw: BinaryIO) -> BinaryIO:
+    head = raw.read(4)  # not peek(), which a slow pipe answers with what is there
+    whole = io.BufferedReader(_Rejoined(head, raw), CHUNK_BYTES)
     if head.startswith(GZIP_MAGIC):
-        return gzip.open(raw)  # type: ignore[return-value]
-    if head == ZSTD_MAGIC:
-        return io.BufferedReader(_ZstdReader(raw), CHUNK_BYTES)
-    return raw  # type: ignore[no-any-return]
+        return gzip.open(whole)  # type: ignore[return-value]
+    if head == ZSTD_MAGIC or ZSTD_SKIPPABLE.match(head):
+        return io.BufferedReader(_ZstdReader(whole), CHUNK_BYTES)
+    return whole
+
+
+class _Rejoined(io.RawIOBase):
+    """The first bytes of a stream, read to see what it is, and then the rest; a pipe cannot go back."""
+
+    def __init__(self, head: bytes, rest: Any) -> None:
+        self._head = head
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._head:
+            count: int = self._rest.readinto1(buffer)  # not readinto(): lines of a slow pipe are taken as they come
+            return count
+        count = min(len(buffer), len(self._head))
+        buffer[:count], self._head = self._head[:count], self._head[count:]
+        return count
 
 
 class _ZstdReader(io.RawIOBase):
@@ -88,9 +110,9 @@ def _numbered(stream: BinaryIO, path: str) -> Iterator[tuple[int, bytes | None]]
                 while line and not line.endswith(b"\n"):
                     line = stream.readline(MAX_LINE_BYTES)
                 yield number, None
-            elif line.strip():
-                yield number, line
-            else:
-                yield number, b""
+                continue
+            if number == 1:
+                line = line.removeprefix(BYTE_ORDER_MARK)
+            yield number, line if line.strip() else b""
     except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise CorpusError(f"{path}: damaged or truncated after line {number}: {error}") from error
