@@ -19,6 +19,7 @@ from agent.corpus.records import RecordError, parse_line, parse_record
 from agent.domain import Paper
 from agent.errors import CorpusError
 from agent.search.corpus_index import CorpusIndex
+from agent.store.generations import EMBEDDING_LOCK, FolderLock
 from agent.store.papers import PaperStore
 
 MODEL, DIMENSIONS = "test-model", 8
@@ -324,24 +325,95 @@ def test_given_vectors_belong_to_lines_malformed_ones_included(index, tmp_path: 
 
 
 def test_float_vectors_are_scaled_to_int8(tmp_path: Path) -> None:
-    np.save(tmp_path / "f32.npy", np.array([[0.5, -1.0], [2.0, 0.0]], np.float32))
-    assert read_vectors(tmp_path / "f32.npy", 2).tolist() == [[64, -127], [127, 0]]
+    odd = [[np.nan, 1.0], [1.0, -np.inf], [0.0, 0.0]]
+    np.save(tmp_path / "f32.npy", np.array([[0.5, -1.0], [2.0, 0.0], *odd], np.float32))
+    assert read_vectors(tmp_path / "f32.npy", 2).tolist() == [[64, -127], [127, 0], [0, 0], [0, 0], [0, 0]]
+
+
+def test_a_row_that_is_no_vector_leaves_its_paper_to_be_embedded(index, tmp_path: Path) -> None:
+    matrix = np.ones((4, DIMENSIONS), np.float32)
+    matrix[1], matrix[2, 3] = 0, np.nan
+    np.save(tmp_path / "v.npy", matrix)
+    file = write(tmp_path / "rows", *rows(4))
+    report = import_papers(file, index, MODEL, vectors=read_vectors(tmp_path / "v.npy", DIMENSIONS))
+    assert (report.vectors, report.unusable_vectors) == (2, 2)
+    waiting = {index.papers.get([key])[key].title for key, _ in index.papers.without_vector(MODEL, 9)}
+    assert waiting == {"Paper number 1", "Paper number 2"}
+
+
+def zipped(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, np.ones((2, DIMENSIONS), np.int8))
+
+
+def pickled(path: Path) -> None:
+    np.save(path, np.array([[{}] * DIMENSIONS], object), allow_pickle=True)
+
+
+def cut_short(path: Path) -> None:
+    np.save(path, np.ones((9, DIMENSIONS), np.int8))
+    path.write_bytes(path.read_bytes()[:-1])
 
 
 @pytest.mark.parametrize(
-    ("array", "said"),
-    [(np.zeros((2, 3), np.int8), "shape"), (np.zeros(8, np.int8), "shape"), (np.zeros((2, 8), np.float64), "float64")],
+    ("make", "said"),
+    [
+        (lambda path: np.save(path, np.ones((2, 3), np.int8)), r"shape \(2, 3\), expected \(lines, 8\)"),
+        (lambda path: np.save(path, np.ones(8, np.int8)), "shape"),
+        (lambda path: np.save(path, np.ones((2, 8), np.float64)), "float64"),
+        (lambda path: np.save(path, np.zeros((2, 8), np.int8)), "no vector"),
+        (lambda path: np.save(path, np.full((2, 8), np.nan, np.float32)), "no vector"),
+        (zipped, "cannot be read as .npy"),
+        (lambda path: path.write_bytes(b""), "cannot be read as .npy"),
+        (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x04\x00{(((" * 3), "cannot be read as .npy"),
+        (pickled, "cannot be read as .npy"),
+        (cut_short, "cannot be read as .npy"),
+    ],
 )
-def test_vectors_of_another_shape_or_type_are_refused(array, said: str, tmp_path: Path) -> None:
-    np.save(tmp_path / "v.npy", array)
+def test_a_file_that_holds_no_fitting_vectors_is_refused(make, said: str, tmp_path: Path) -> None:
+    make(tmp_path / "v.npy")
     with pytest.raises(CorpusError, match=said):
         read_vectors(tmp_path / "v.npy", DIMENSIONS)
 
 
-def test_vectors_for_another_number_of_lines_are_reported(index, tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match=r"2 rows, but the input has 3 lines"):
-        import_papers(write(tmp_path / "rows", *rows(3)), index, MODEL, vectors=np.ones((2, DIMENSIONS), np.int8))
-    assert index.papers.count() == 3
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_of_vectors_for_another_number_of_lines_none_is_stored(count: int, index, tmp_path: Path) -> None:
+    file, report = write(tmp_path / "rows", *rows(3)), ImportReport()
+    with pytest.raises(CorpusError, match=rf"{count} rows, but the input has 3 lines"):
+        import_papers(file, index, MODEL, vectors=np.ones((count, DIMENSIONS), np.int8), report=report)
+    assert (report.added, report.vectors, index.papers.count(), index.papers.count_embedded(MODEL)) == (3, 0, 3, 0)
+    import_papers(file, index, MODEL, vectors=np.ones((3, DIMENSIONS), np.int8))
+    assert index.papers.count_embedded(MODEL) == 3
+
+
+def test_vectors_follow_the_last_of_a_papers_lines_and_pass_over_older_ones(index, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("agent.corpus.importer.BATCH", 2)
+    first, second, third = rows(3)
+    newer = {**first, "title": "Rewritten", "updated": "2020-01-01"}
+    import_papers(write(tmp_path / "before", {**third, "updated": "2021-01-01"}), index, MODEL)
+    matrix = np.arange(1, 4 * DIMENSIONS + 1, dtype=np.int8).reshape(4, DIMENSIONS)
+    report = import_papers(write(tmp_path / "rows", first, second, third, newer), index, MODEL, vectors=matrix)
+    assert (report.added, report.updated, report.older, report.vectors) == (2, 1, 1, 2)
+    stored = index.papers.vectors_since(0, MODEL, DIMENSIONS, 10)
+    titles = [index.papers.get([key])[key].title for key in stored.keys.tolist()]
+    assert dict(zip(titles, stored.matrix.tolist(), strict=True)) == {
+        "Paper number 1": matrix[1].tolist(),
+        "Rewritten": matrix[3].tolist(),
+    }
+
+
+def test_nobody_embeds_papers_that_are_about_to_get_a_given_vector(index, tmp_path: Path) -> None:
+    taken = []
+
+    def try_to_embed(_: int) -> None:
+        with FolderLock(index.folder / EMBEDDING_LOCK) as lock:
+            taken.append(lock.acquire())
+
+    file = write(tmp_path / "rows", *rows(3))
+    import_papers(file, index, MODEL, progress=try_to_embed)
+    import_papers(file, index, MODEL, vectors=np.ones((3, DIMENSIONS), np.int8), progress=try_to_embed)
+    try_to_embed(0)
+    assert taken == [True, False, True]
 
 
 def test_the_command_reports_in_words_and_in_json(tmp_path: Path) -> None:
