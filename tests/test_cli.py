@@ -50,6 +50,8 @@ def test_search_takes_every_filter(sample_data_dir: Path) -> None:
         (["corpus", "import", "x.jsonl", "--sample"], 2, "--sample"),
         (["corpus", "import", "/absent.jsonl"], 1, "/absent.jsonl"),
         (["corpus", "import", "--sample", "--vectors", "/absent.npy"], 2, "/absent.npy"),
+        (["corpus", "import", "--sample", "--vectors", "/dev/null"], 2, "--sample"),
+        (["corpus", "import", "x.jsonl", "--vectors", "/dev/null"], 1, "/dev/null cannot be read as .npy"),
         (["evaluate", "/absent"], 2, "/absent"),
         (["ask", "x"], 1, "mosquitto"),
     ],

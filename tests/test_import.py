@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
+from click.testing import CliRunner
 from conftest import run_command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.cli import cli
 from agent.corpus.importer import ImportReport, import_papers, read_vectors
 from agent.corpus.records import RecordError, parse_line, parse_record
 from agent.domain import Paper
@@ -423,6 +425,49 @@ def test_the_command_reports_in_words_and_in_json(tmp_path: Path) -> None:
     assert b"line 3: not valid JSON" in said.stderr
     document = json.loads(run_command("corpus", "import", "-", "--json", data_dir=tmp_path / "d", stdin=data).stdout)
     assert (document["unchanged"], document["malformed"], document["embedded"]) == (2, 1, 2)
+
+
+def test_the_command_tells_what_was_done_before_an_input_breaks_off(tmp_path: Path) -> None:
+    data = gzip.compress(Path(write(tmp_path / "rows", *rows(3), b"nonsense")).read_bytes())[:-4]
+    said = run_command("corpus", "import", "-", data_dir=tmp_path / "d", stdin=data)
+    assert (said.returncode, b"4 lines: 3 added, 1 malformed" in said.stdout) == (1, True)
+    assert b"line 4: not valid JSON" in said.stderr
+    assert b"damaged or truncated after line 4" in said.stderr
+    again = run_command("corpus", "import", "-", "--json", data_dir=tmp_path / "d", stdin=data)
+    document = json.loads(again.stdout)
+    assert (again.returncode, document["unchanged"], document["problems"][0][0]) == (1, 3, 4)
+    assert "damaged or truncated" in document["error"]
+
+
+def test_a_thousand_malformed_lines_are_named_in_json_and_the_first_ones_on_the_screen(tmp_path: Path) -> None:
+    data = b"nonsense\n" * 1_200
+    said = run_command("corpus", "import", "-", data_dir=tmp_path / "d", stdin=data)
+    assert len(said.stderr.splitlines()) == 21
+    assert b"and 1180 more" in said.stderr
+    document = json.loads(run_command("corpus", "import", "-", "--json", data_dir=tmp_path / "d", stdin=data).stdout)
+    assert (document["malformed"], document["problems"][-1][0]) == (1_200, 1_000)
+
+
+def test_papers_without_a_given_vector_are_embedded_in_the_same_run(tmp_path: Path) -> None:
+    data = Path(write(tmp_path / "rows", *rows(3))).read_bytes()
+    matrix = np.ones((3, 384), np.int8)
+    matrix[1] = 0
+    np.save(tmp_path / "v.npy", matrix)
+    command = ["corpus", "import", "-", "--vectors", str(tmp_path / "v.npy"), "--json"]
+    later = run_command(*command, "--no-embed", data_dir=tmp_path / "later", stdin=data)
+    assert json.loads(later.stdout)["embedded"] == 0
+    document = json.loads(run_command(*command, data_dir=tmp_path / "d", stdin=data).stdout)
+    assert [document[name] for name in ("vectors", "unusable_vectors", "embedded")] == [2, 1, 1]
+
+
+def test_given_vectors_need_no_installed_model(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("agent.paths.shared_models_dir", lambda: tmp_path / "none")
+    file = write(tmp_path / "rows", *rows(3))
+    np.save(tmp_path / "v.npy", np.eye(3, 384, 1, np.int8) * np.array([[1], [0], [1]], np.int8))
+    options = ["--data-dir", str(tmp_path / "d"), "corpus", "import", file, "--vectors", str(tmp_path / "v.npy")]
+    done = CliRunner().invoke(cli, options)
+    assert (done.exit_code, "2 vectors taken over" in done.stdout) == (0, True)
+    assert "1 papers have no vector yet: model all-MiniLM-L6-v2 is not installed" in done.stdout
 
 
 def test_ten_thousand_real_papers_import_with_the_vectors_at_hand(shared: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """`corpus`: papers in and out."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -10,6 +10,9 @@ from agent.cli.upkeep import add, export, rebuild, remove, verify
 
 if TYPE_CHECKING:
     from agent.corpus.importer import ImportReport
+    from agent.search import SearchAPI
+
+SHOWN_PROBLEMS: Final = 20
 
 
 @click.group()
@@ -19,55 +22,88 @@ def corpus() -> None:
 
 @corpus.command(name="import")
 @click.argument("file", required=False)
-@click.option("--vectors", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Ready-made vectors, .npy of i8 or f32: row i for line i of FILE.")  # fmt: skip  # noqa: E501
+@click.option("--vectors", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Ready-made vectors, .npy of i8 or f32: row i for line i of FILE. What gets none is embedded.")  # fmt: skip  # noqa: E501
 @click.option("--no-embed", is_flag=True, help="Keywords only for now; `corpus embed` or the running agent adds vectors.")  # fmt: skip  # noqa: E501
 @click.option("--sample", is_flag=True, help="The sample corpus that comes with the program, instead of FILE.")
 @as_json
 @pass_state
 def import_(state: State, file: str | None, vectors: Path | None, no_embed: bool, sample: bool, as_json: bool) -> None:
     """Import arXiv metadata from FILE: JSON lines, plain, .gz or .zst; `-` is standard input."""
-    from agent.corpus.embedding import embed_missing
-    from agent.corpus.importer import import_papers, read_vectors
+    import msgspec
+
+    from agent.corpus.importer import ImportReport
     from agent.corpus.sample import SAMPLE_PAPERS, SAMPLE_VECTORS, sample_fits
+    from agent.errors import AgentError
     from agent.search import SearchAPI
 
     if sample:
-        given, file = file, str(SAMPLE_PAPERS)
+        if file or vectors:
+            raise click.UsageError("give either --sample or FILE, with --vectors where you have them")
+        file = str(SAMPLE_PAPERS)
         vectors = SAMPLE_VECTORS if sample_fits(state.config.model.name) else None
-        if given:
-            raise click.UsageError("give either FILE or --sample")
     if not file:
         raise click.UsageError("give a FILE, - for standard input, or --sample")
+    report = ImportReport()
     with SearchAPI(state.config) as api:
-        api.open(owner=True, model=not no_embed and vectors is None)
-        index, name = api.engine.index, state.config.model.name
-        matrix = read_vectors(vectors, api.dimensions) if vectors else None
-        with progress_bar("importing", total=None, shown=not as_json) as progress:
-            report = import_papers(file, index, name, vectors=matrix, progress=progress)
-        if not as_json:
-            _show(report)
-        embedded: int | None = 0
-        if not no_embed and vectors is None:
-            missing = index.papers.count() - index.papers.count_embedded(name)
-            with progress_bar("embedding", total=missing, shown=not as_json) as progress:
-                embedded = embed_missing(index, api.embedder, progress=progress)
-            if not as_json:
-                click.echo("another process is embedding" if embedded is None else f"{embedded} papers embedded")
+        api.open(owner=True, model=False)
+        try:
+            _import(api, file, vectors, report, quiet=as_json)
+            embedded = 0 if no_embed else _embed_rest(api, given=vectors is not None, quiet=as_json)
+        except AgentError as error:  # what was done before it is told all the same
+            if as_json:
+                print_json({**msgspec.to_builtins(report), "embedded": 0, "error": error.message})
+            raise
     if as_json:
-        import msgspec
-
         print_json({**msgspec.to_builtins(report), "embedded": embedded})
 
 
+def _import(api: "SearchAPI", file: str, vectors: Path | None, report: "ImportReport", *, quiet: bool) -> None:
+    from agent.corpus.importer import import_papers, read_vectors
+
+    matrix = read_vectors(vectors, api.dimensions) if vectors else None
+    index, name = api.engine.index, api.config.model.name
+    try:
+        with progress_bar("importing", total=None, shown=not quiet) as progress:
+            import_papers(file, index, name, vectors=matrix, progress=progress, report=report)
+    finally:
+        if not quiet:
+            _show(report)
+
+
+def _embed_rest(api: "SearchAPI", *, given: bool, quiet: bool) -> int | None:
+    """Embed what has no vector; beside given vectors only if the model is installed."""
+    from agent.corpus.embedding import embed_missing
+    from agent.paths import find_model
+
+    papers, name = api.engine.index.papers, api.config.model.name
+    missing = papers.count() - papers.count_embedded(name)
+    if not missing:
+        return 0
+    if given and not find_model(api.config.data_dir, name):
+        if not quiet:
+            click.echo(f"{missing} papers have no vector yet: model {name} is not installed")
+        return 0
+    with progress_bar("embedding", total=missing, shown=not quiet) as progress:
+        embedded = embed_missing(api.engine.index, api.embedder, progress=progress)
+    if not quiet:
+        click.echo("another process is embedding" if embedded is None else f"{embedded} papers embedded")
+    return embedded
+
+
 def _show(report: "ImportReport") -> None:
+    from agent.corpus.importer import KEPT_PROBLEMS
+
     counts = {name: getattr(report, name) for name in ("added", "updated", "unchanged", "older", "malformed")}
-    click.echo(f"{report.lines} lines: " + ", ".join(f"{count} {name}" for name, count in counts.items() if count))
+    click.echo(f"{report.lines} lines: " + (", ".join(f"{n} {name}" for name, n in counts.items() if n) or "no papers"))
     if report.vectors:
         click.echo(f"{report.vectors} vectors taken over")
-    for problem in report.problems:
+    if report.unusable_vectors:
+        click.echo(f"{report.unusable_vectors} rows of --vectors are zeros, NaN or infinity: taken for absent")
+    shown = report.problems[:SHOWN_PROBLEMS]
+    for problem in shown:
         click.echo(f"  line {problem.line}: {problem.reason}", err=True)
-    if report.malformed > len(report.problems):
-        click.echo(f"  ... and {report.malformed - len(report.problems)} more", err=True)
+    if report.malformed > len(shown):
+        click.echo(f"  ... and {report.malformed - len(shown)} more; --json names up to {KEPT_PROBLEMS}", err=True)
 
 
 @corpus.command()
