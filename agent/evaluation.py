@@ -9,20 +9,21 @@ at least one relevant document.
 """
 
 import csv
-import json
 import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
+
+import msgspec
 
 from agent.config import SearchConfig
 from agent.corpus.embedding import embed_missing
 from agent.corpus.source import open_lines
 from agent.domain import MODES, Mode, Paper, SearchRequest
-from agent.errors import CorpusError
+from agent.errors import CorpusError, validation_place
 from agent.search.corpus_index import CorpusIndex
 from agent.search.embedder import Embedder
 from agent.search.engine import SearchEngine
@@ -32,6 +33,17 @@ RECALL_AT: Final = 100
 
 Judgements = Mapping[str, Mapping[str, int]]
 """Query id -> document id -> relevance."""
+
+
+class _Row(msgspec.Struct):
+    """A line of corpus or queries."""
+
+    id: str | int = msgspec.field(name="_id")
+    text: str
+    title: str | None = None
+
+
+_decoder: Final = msgspec.json.Decoder(_Row)
 
 
 def ndcg(ranking: Sequence[str], relevance: Mapping[str, int], at: int = NDCG_AT) -> float:
@@ -61,18 +73,14 @@ def evaluate_folder(
     Raises CorpusError naming the file that is missing or malformed.
     """
     judgements = {name: _judgements(folder / "qrels" / f"{name}.tsv") for name in qrels}
-    queries = {row["_id"]: row["text"] for row in _rows(folder, "queries", ("_id", "text"))}
+    queries = {str(row.id): row.text for row in _rows(folder, "queries")}
     unknown = sorted({query for judged in judgements.values() for query in judged} - set(queries))
     if unknown:
         raise CorpusError(f"{folder}: queries that are judged but not there: {', '.join(unknown[:5])}")
     with tempfile.TemporaryDirectory(prefix="arxplorer-evaluate-") as scratch:
         index = CorpusIndex(Path(scratch), embedder.manifest.name, embedder.dimensions, owner=True)
         with closing(SearchEngine(index, embedder, config)) as engine:
-            papers = [
-                Paper(arxiv_id=row["_id"], title=row.get("title", ""), abstract=row["text"])
-                for row in _rows(folder, "corpus", ("_id", "text"))
-            ]
-            index.papers.put(papers)
+            index.papers.put([Paper(str(row.id), row.title or "", row.text) for row in _rows(folder, "corpus")])
             embed_missing(index, embedder, progress=progress)
             return {
                 name: {mode: _score(engine, queries, judged, mode) for mode in MODES}
@@ -93,10 +101,10 @@ def _score(engine: SearchEngine, queries: Mapping[str, str], judged: Judgements,
 def _judgements(path: Path) -> Judgements:
     judged: dict[str, dict[str, int]] = defaultdict(dict)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             for row in csv.DictReader(file, delimiter="\t"):
                 judged[row["query-id"]][row["corpus-id"]] = int(row["score"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise CorpusError(
             f"{path} cannot be read as judgements: {error}",
             hint="tab-separated, with the header query-id, corpus-id, score",
@@ -107,21 +115,21 @@ def _judgements(path: Path) -> Judgements:
     return relevant
 
 
-def _rows(folder: Path, name: str, fields: Sequence[str]) -> list[dict[str, Any]]:
+def _rows(folder: Path, name: str) -> list[_Row]:
     path = next(
         (p for suffix in (".jsonl", ".jsonl.gz", ".jsonl.zst") if (p := folder / f"{name}{suffix}").is_file()),
         None,
     )
     if path is None:
         raise CorpusError(f"{folder} holds no {name}.jsonl or {name}.jsonl.gz")
-    rows: list[dict[str, Any]] = []
+    rows: list[_Row] = []
     with open_lines(str(path)) as lines:
         for number, line in lines:
             if line == b"":
                 continue
             try:
-                row = json.loads(line or b"")
-                rows.append({**row, **{field: str(row[field]) for field in fields}})
-            except (ValueError, KeyError, TypeError) as error:
-                raise CorpusError(f"{path} line {number}: expected an object with {', '.join(fields)}") from error
+                rows.append(_decoder.decode(line or b""))
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                place, reason = validation_place(str(error))
+                raise CorpusError(f"{path} line {number}: {place + ': ' if place else ''}{reason}") from error
     return rows

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.config import SearchConfig
+from agent.errors import CorpusError
 from agent.evaluation import evaluate_folder, ndcg, recall
 from agent.search.embedder import Embedder
 
@@ -25,6 +26,57 @@ def test_no_ranking_beats_the_ideal_one(ranking: list[str], relevance: dict[str,
     ideal = sorted(relevance, key=relevance.__getitem__, reverse=True)
     assert 0 <= ndcg(ranking, relevance) <= ndcg(ideal, relevance) + 1e-12
     assert recall(ranking, relevance) == 1.0
+
+
+CORPUS = '{"_id": "d1", "title": "Zebrafish", "text": "A fish."}'
+QUERIES = '{"_id": "q1", "text": "zebrafish"}'
+QRELS = "query-id\tcorpus-id\tscore\nq1\td1\t1\n"
+
+
+def folder_of(path: Path, **changes: str | bytes) -> Path:
+    """A BEIR-style folder of one document and one query, with some of its files otherwise."""
+    (path / "qrels").mkdir()
+    files = {"corpus": CORPUS, "queries": QUERIES, "qrels": QRELS, **changes}
+    for name, place in {"corpus": "corpus.jsonl", "queries": "queries.jsonl", "qrels": "qrels/test.tsv"}.items():
+        content = files[name]
+        (path / place).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"corpus": '{"_id": "d1", "title": null, "text": "zebrafish"}'},
+        {"corpus": '{"_id": "d1", "text": "zebrafish", "metadata": {}}'},
+        {"queries": '{"_id": 1, "text": "zebrafish"}', "qrels": QRELS.replace("q1", "1")},
+        {"corpus": "\ufeff" + CORPUS, "queries": "\ufeff" + QUERIES, "qrels": "\ufeff" + QRELS},
+    ],
+)
+def test_what_is_clear_though_unusual_is_read(changes: dict, embedder: Embedder, tmp_path: Path) -> None:
+    scores = evaluate_folder(folder_of(tmp_path, **changes), ["test"], embedder, SearchConfig())["test"]
+    assert scores["hybrid"] == {"ndcg@10": 1.0, "recall@100": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"corpus": f'{CORPUS}\n{{"_id": "d2", "text": null}}'}, r"corpus\.jsonl line 2: text: Expected `str`"),
+        ({"corpus": '{"_id": "d1", "title": 5, "text": "x"}'}, r"line 1: title: Expected `str \| null`"),
+        ({"corpus": '{"_id": "d1", "text": "\\ud800 and more"}'}, r"corpus\.jsonl line 1: "),
+        ({"queries": '{"_id": "q1", "text": "\\udc00"}'}, r"queries\.jsonl line 1: "),
+        ({"queries": '{"_id": "q1"}'}, "line 1: .*`text`"),
+        ({"queries": b'{"_id": "q1", "text": "\xff"}'}, "line 1: .*utf-8"),
+        ({"queries": "[" * 5_000}, "line 1: "),
+        ({"queries": '{"_id": "q2", "text": "x"}'}, "judged but not there: q1"),
+        ({"qrels": "q1\td1\t1\nq1\td1\t1\n"}, r"test\.tsv cannot be read as judgements"),
+        ({"qrels": QRELS + "q1\td2\tgood\n"}, "good"),
+        ({"qrels": QRELS + "q1\t" + "d" * 200_000 + "\t1\n"}, "field larger"),
+        ({"qrels": b"\xff\xfe"}, "utf-8"),
+    ],
+)
+def test_a_malformed_file_is_a_clear_error(changes: dict, said: str, embedder: Embedder, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=said):
+        evaluate_folder(folder_of(tmp_path, **changes), ["test"], embedder, SearchConfig())
 
 
 def test_scifact_is_ranked_as_well_as_promised(shared: Path, embedder: Embedder) -> None:
