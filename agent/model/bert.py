@@ -13,13 +13,13 @@ The layers follow Devlin et al. 2018 (BERT), arXiv:1810.04805.
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.errors import ModelError
+from agent.errors import ModelError, validation_place
 from agent.protocol.manifest import CONVERTIBLE, ModelManifest
 
 OPSET = 17
@@ -28,17 +28,18 @@ MASKED = -10_000.0
 """Added to the scores of padding: exp() of it is exactly 0 in f32."""
 
 Floats = NDArray[np.float32]
+PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class BertConfig(msgspec.Struct, frozen=True):
     """The part of a published config.json that shapes the graph."""
 
     model_type: str
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    max_position_embeddings: int
+    hidden_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    intermediate_size: PositiveInt
+    max_position_embeddings: PositiveInt
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-12
     position_embedding_type: str = "absolute"
@@ -48,7 +49,7 @@ def read_config(path: Path) -> BertConfig:
     """Read config.json. Raises ModelError for any architecture that the graph builder does not know."""
     try:
         document = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path.name} is not valid JSON: {error}") from error
     architecture = document.get("model_type") if isinstance(document, dict) else None
     if architecture not in CONVERTIBLE:
@@ -59,7 +60,13 @@ def read_config(path: Path) -> BertConfig:
     try:
         config = msgspec.convert(document, BertConfig)
     except msgspec.ValidationError as error:
-        raise ModelError(f"config.json: {error}") from error
+        place, reason = validation_place(str(error))
+        raise ModelError(f"config.json: {place + ': ' if place else ''}{reason}") from error
+    if config.hidden_size % config.num_attention_heads:
+        raise ModelError(
+            f"config.json: num_attention_heads: {config.num_attention_heads} does not divide "
+            f"hidden_size {config.hidden_size}"
+        )
     if config.hidden_act != "gelu" or config.position_embedding_type != "absolute":
         raise ModelError(
             f"config.json: hidden_act {config.hidden_act!r} with {config.position_embedding_type!r} positions "

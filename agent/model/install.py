@@ -36,7 +36,7 @@ def known_manifest(name: str, path: Path | None = None) -> ModelManifest:
     beside = [path / "model.yaml", path.parent / "model.yaml"] if path else []
     for candidate in [*beside, catalog_dir() / name / "model.yaml"]:
         if candidate.is_file():
-            manifest = parse_manifest(candidate.read_text("utf-8"), where=str(candidate))
+            manifest = _read_manifest(candidate)
             if manifest.name == name:
                 return manifest
     known = ", ".join(sorted(folder.parent.name for folder in catalog_dir().glob("*/model.yaml")))
@@ -50,35 +50,44 @@ def install(name: str, models_dir: Path, *, source: Path | None = None) -> SelfT
     """Install `name` into models_dir/name, from its sources or from `source`.
 
     Raises ModelError and leaves an installed model alone when anything is wrong: checksum, architecture,
-    truncated file, missing conversion extra, self-test.
+    truncated file, missing conversion extra, self-test, a folder that cannot be written.
     """
     manifest = known_manifest(name, source)
-    models_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=models_dir) as scratch:
-        staged = Path(scratch) / name
-        staged.mkdir()
-        if source:
-            fetch.copy_local(source, staged)
-        else:
-            _require_conversion_extra()
-            fetch.fetch(manifest, staged)
-        _verify(staged, manifest.files)
-        if not (staged / "model.onnx").is_file():
-            _convert(staged, manifest)
-        _finish(staged, manifest)
+    try:
+        models_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=models_dir) as scratch:
+            return _install(manifest, Path(scratch).resolve(), models_dir / name, source)
+    except OSError as error:
+        raise ModelError(f"{name} cannot be installed in {models_dir}: {error}") from error
+
+
+def _install(manifest: ModelManifest, scratch: Path, target: Path, source: Path | None) -> SelfTest:
+    staged = scratch / manifest.name
+    staged.mkdir()
+    if source:
+        fetch.copy_local(source, staged)
+    else:
+        _require_conversion_extra()
+        fetch.fetch(manifest, staged)
+    _verify(staged, manifest.files)
+    ready_made = (staged / "model.onnx").is_file()
+    if not ready_made:
+        _convert(staged, manifest)
+    _finish(staged, manifest)
+    try:
         result = self_test(staged)
-        _swap(staged, models_dir / name, Path(scratch) / "replaced")
+    except ModelError as error:  # in the words of whoever gave the files, not of the scratch folder
+        raise ModelError(
+            (f"{source}: " if source else "") + error.message.replace(f"{staged}/", ""),
+            hint="the file is damaged, truncated or of another model" if ready_made else None,
+        ) from error
+    _swap(staged, target, scratch / "replaced")
     return result
 
 
 def verify(folder: Path) -> SelfTest:
     """Check an installed model's files against the hashes taken at installation, then self-test it."""
-    try:
-        text = (folder / "model.yaml").read_text("utf-8")
-    except OSError as error:
-        raise ModelError(f"{folder / 'model.yaml'} cannot be read: {error}") from error
-    manifest = parse_manifest(text, where=str(folder / "model.yaml"))
-    _verify(folder, manifest.installed, complete=True)
+    _verify(folder, _read_manifest(folder / "model.yaml").installed, complete=True)
     return self_test(folder)
 
 
@@ -87,8 +96,13 @@ def self_test(folder: Path) -> SelfTest:
     embedder = Embedder(folder)
     references = _references(embedder.manifest.name)
     texts = [text for text, _ in references] or ["a probe of the output's shape", "another one"]
-    alone = np.vstack([embedder.documents([text]) for text in texts])
-    batch = embedder.documents(texts)
+    try:
+        alone = np.vstack([embedder.documents([text]) for text in texts])
+        batch = embedder.documents(texts)
+    except ModelError:
+        raise
+    except Exception as error:  # the runtime raises nothing narrower
+        raise ModelError(f"{folder.name}: the model cannot be run: {error}") from error
     if alone.shape != (len(texts), embedder.dimensions) or not np.isfinite(alone).all():
         raise ModelError(
             f"{folder.name}: the model gives vectors of shape {alone.shape[1:]}, not {embedder.dimensions}"
@@ -105,6 +119,14 @@ def self_test(folder: Path) -> SelfTest:
             f"{mean:.4f} in the mean ({COSINE_MEAN}), alone against in a batch {together:.6f} ({COSINE_BATCH})"
         )
     return SelfTest(len(texts), worst, mean, together)
+
+
+def _read_manifest(path: Path) -> ModelManifest:
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    return parse_manifest(text, where=str(path))
 
 
 def _require_conversion_extra() -> None:
