@@ -440,10 +440,20 @@ def test_the_commands_list_verify_and_name_what_is_missing(tmp_path: Path) -> No
     listed = json.loads(run_command("model", "list", "--json", data_dir=data_dir).stdout)
     assert listed["all-MiniLM-L6-v2"] == str(find_model(data_dir, "all-MiniLM-L6-v2"))
     assert b"self-test passed" in run_command("model", "verify", data_dir=data_dir).stdout
+    verified = json.loads(run_command("model", "verify", "--json", data_dir=data_dir).stdout)
+    assert (verified["model"], verified["folder"]) == ("all-MiniLM-L6-v2", listed["all-MiniLM-L6-v2"])
+    assert verified["self_test"]["worst"] > 0.98
     missing = run_command("embed", "x", data_dir=data_dir, ARXPLORER__MODEL__NAME="absent")
     assert (missing.returncode, b"model install absent" in missing.stderr) == (1, True)
     unknown = run_command("model", "install", "absent", data_dir=data_dir)
     assert (unknown.returncode, b"all-MiniLM-L6-v2" in unknown.stderr) == (1, True)
+
+
+def test_the_command_installs_and_says_so_in_words_and_in_json(published: Path, tmp_path: Path) -> None:
+    command = ["model", "install", NAME, "--from", str(published)]
+    assert b"self-test passed (no reference" in run_command(*command, data_dir=tmp_path / "d").stdout
+    document = json.loads(run_command(*command, "--json", data_dir=tmp_path / "d").stdout)
+    assert (document["folder"], document["self_test"]["texts"]) == (str(tmp_path / "d" / "models" / NAME), 0)
 
 
 def test_the_models_folder_of_a_data_folder_wins_over_the_shared_one(published: Path, tmp_path: Path) -> None:

