@@ -129,13 +129,16 @@ class Client:
         response_topic: str | None = None,
         correlation: bytes | None = None,
         retain: bool = False,
+        expiry_s: int | None = None,
     ) -> None:
         properties = Properties(PacketTypes.PUBLISH)
+        if expiry_s is not None:
+            properties.MessageExpiryInterval = expiry_s
         if response_topic:
             properties.ResponseTopic = response_topic
         if correlation:
             properties.CorrelationData = correlation
-        given = properties if response_topic or correlation else None
+        given = properties if response_topic or correlation or expiry_s is not None else None
         self._client.publish(topic, payload, qos=1, retain=retain, properties=given).wait_for_publish(WAIT_S)
 
     def next(self, timeout_s: float = WAIT_S) -> paho.MQTTMessage:

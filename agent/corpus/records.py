@@ -1,6 +1,6 @@
 """One record of arXiv metadata -> Paper: our own fields, and those of the well-known full snapshot.
 
-    ours        arxiv_id, title, abstract, authors [..], categories [..], published, updated
+    ours        arxiv_id, title, abstract, authors [..], categories [..], published, updated, version
     snapshot    id, title, abstract, authors "A, B and C", authors_parsed [[family, given, suffix]],
                 categories "cs.LG stat.ML", versions [{version, created}], update_date
 
@@ -60,7 +60,7 @@ def parse_record(record: Any) -> Paper:
         categories=_categories(record),
         published=_date(record, "published") or _first_version(versions),
         updated=_date(record, "updated") or _date(record, "update_date"),
-        version=version or (len(versions) if isinstance(versions, list) else 0),
+        version=version or _version(record) or (len(versions) if isinstance(versions, list) else 0),
     )
 
 
@@ -125,6 +125,13 @@ def _date(record: dict[str, Any], name: str) -> str:
     if isinstance(value, str) and is_date(value):
         return value
     raise RecordError(f"{name}: expected YYYY-MM-DD or YYYY-MM, got {str(value)[:40]!r}")
+
+
+def _version(record: dict[str, Any]) -> int:
+    value = record.get("version") or 0
+    if not isinstance(value, int) or not 0 <= value < 10**MAX_VERSION_DIGITS:
+        raise RecordError(f"version: expected a whole number of at most {MAX_VERSION_DIGITS} digits")
+    return value
 
 
 def _first_version(versions: Any) -> str:
