@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from agent.errors import BrokerError, RequestError
 from agent.handlers import Answer, Handlers
@@ -76,8 +76,8 @@ class MQTTSearchBridge:
                     await self._drained.wait()
         self._updates.shutdown(wait=False, cancel_futures=True)
 
-    # A message changes threads as rarely as can be, since each change costs latency: library (take) -> worker (answer
-    # and publish) -> loop (acknowledge, when the broker has the answer).
+    # A message changes threads as rarely as can be, since each change costs time: library (take) -> worker (answer and
+    # publish) -> library (acknowledge, when the broker has the answer). Only what goes wrong comes to the loop.
 
     def _take(self, message: Message) -> None:
         with self._guard:
@@ -88,7 +88,7 @@ class MQTTSearchBridge:
             self._pending += 1
             self._pending_bytes += len(message.payload)
         if full:
-            self._loop.call_soon_threadsafe(self._overloaded, message)
+            self._on_loop(self._overloaded, message)
         else:
             self._submit(message)
 
@@ -109,40 +109,46 @@ class MQTTSearchBridge:
 
     def _send(self, message: Message, answer: Answer) -> None:
         if answer.outgoing is None:
-            self._loop.call_soon_threadsafe(self._done, message, answer)
+            self._done(message, answer)
             return
         publishing = self._client.publish_soon(answer.outgoing)
-        publishing.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._sent, message, answer, done))
+        publishing.add_done_callback(lambda done: self._published(message, answer, done))
 
-    def _sent(self, message: Message, answer: Answer, publishing: Publishing) -> None:
-        error = self._verdict(answer, publishing)
-        if error and not error.final and not message.lost and not self._closing:
+    def _published(self, message: Message, answer: Answer, publishing: Publishing) -> None:
+        topic = answer.outgoing.topic if answer.outgoing else ""
+        error = self._client.verdict(topic, publishing)
+        if error is None:
+            self._done(message, answer)
+        else:
+            self._on_loop(self._unsent, message, answer, error)
+
+    def _unsent(self, message: Message, answer: Answer, error: BrokerError) -> None:
+        self.counters["unsent"] += 1
+        log.warning("%s", error.message)
+        if not error.final and not message.lost and not self._closing:
             # The link stands but the broker did not answer in time: try again. Of a link that is gone the broker
             # holds the message and delivers it again.
             self._loop.call_later(RETRY_S, self._submit, message)
-        elif error and error.final and answer.outcome != "errors":
+        elif error.final and answer.outcome != "errors":
             self._send(message, self._handlers.refused_by_broker(message))
         else:
-            self._done(message, answer, keep=error is not None and not error.final)
-
-    def _verdict(self, answer: Answer, publishing: Publishing) -> BrokerError | None:
-        topic = answer.outgoing.topic if answer.outgoing else ""
-        error = self._client.verdict(topic, publishing)
-        if error:
-            self.counters["unsent"] += 1
-            log.warning("%s", error.message)
-        return error
+            self._done(message, answer, keep=not error.final)
 
     def _done(self, message: Message, answer: Answer, *, keep: bool = False) -> None:
         """The message is finished: acknowledged, unless the broker is to `keep` and deliver it again."""
-        self.counters[answer.outcome] += 1
         if not keep:
             message.acknowledge()
         with self._guard:
+            self.counters[answer.outcome] += 1
             self._pending -= 1
             self._pending_bytes -= len(message.payload)
+            drained = self._closing and not self._pending
+        if drained:
+            self._on_loop(self._drained.set)
         if answer.outcome == "updates":
             for callback in self._on_update:
-                callback()
-        if self._closing and not self._pending:
-            self._drained.set()
+                self._on_loop(callback)
+
+    def _on_loop(self, callback: Callable[..., None], *arguments: Any) -> None:
+        with suppress(RuntimeError):  # a loop that has ended needs to know nothing any more
+            self._loop.call_soon_threadsafe(callback, *arguments)
