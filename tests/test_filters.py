@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from agent.config import SearchConfig
 from agent.domain import Filters, Paper, SearchRequest
-from agent.search import candidates, vectors
+from agent.search import candidates, segments, vectors
 from agent.search.corpus_index import CorpusIndex
 from agent.search.engine import SearchEngine
-from agent.search.vectors import cosines, to_int8
+from agent.search.similarity import cosines, to_int8
 
 MODEL, DIMENSIONS = "test-model", 24
 CATEGORIES = ["cs.LG", "cs.CL", "cs", "math.AG", "math-ph", "hep-th", "q-bio.NC"]
@@ -82,7 +82,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory):
     """Sizes on both sides of every threshold of the planner, which are lowered for it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vectors, "TAIL_ROWS", 300)
-        patch.setattr(vectors, "SCANNED_ROWS", 400)
+        patch.setattr(segments, "SCANNED_ROWS", 400)
         made = [corpus_of(tmp_path_factory.mktemp("corpus"), count, n) for n, count in enumerate((30, 700, 6_000))]
         yield made
         for corpus in made:

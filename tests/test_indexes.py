@@ -16,7 +16,8 @@ from agent.search import SearchAPI, fusion
 from agent.search.corpus_index import CorpusIndex
 from agent.search.embedder import Embedder
 from agent.search.engine import SearchEngine
-from agent.search.vectors import TAIL_ROWS, cosines, to_int8
+from agent.search.similarity import cosines, to_int8
+from agent.search.vectors import TAIL_ROWS
 
 MODEL, DIMENSIONS = "test-model", 16
 

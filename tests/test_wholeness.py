@@ -21,7 +21,7 @@ from agent.domain import CorpusUpdate, Paper
 from agent.errors import CorpusError
 from agent.search import SearchAPI, vectors
 from agent.search.corpus_index import CorpusIndex
-from agent.search.vectors import to_int8
+from agent.search.similarity import to_int8
 
 WORKER = Path(__file__).with_name("crash_worker.py")
 WORDS = ["galaxy", "neuron", "lattice", "quantum", "protein", "market", "turbulence", "graph", "prime", "theorem", "laser", "climate"]  # fmt: skip

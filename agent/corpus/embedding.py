@@ -9,7 +9,7 @@ import numpy as np
 
 from agent.search.corpus_index import CorpusIndex
 from agent.search.embedder import Embedder, Vectors
-from agent.search.vectors import to_int8
+from agent.search.similarity import to_int8
 from agent.store.generations import EMBEDDING_LOCK, FolderLock
 
 WINDOW: Final = 512

@@ -16,7 +16,7 @@ from agent.corpus.source import MAX_LINE_BYTES, open_lines
 from agent.domain import Paper
 from agent.errors import CorpusError
 from agent.search.corpus_index import CorpusIndex
-from agent.search.vectors import to_int8
+from agent.search.similarity import to_int8
 from agent.store.generations import EMBEDDING_LOCK, FolderLock
 from agent.store.papers import Int8Matrix
 

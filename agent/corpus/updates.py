@@ -7,7 +7,7 @@ import numpy as np
 from agent.corpus.records import RecordError, parse_record
 from agent.domain import CorpusUpdate, Paper
 from agent.errors import RequestError
-from agent.search.vectors import to_int8
+from agent.search.similarity import to_int8
 from agent.store.papers import Int8Matrix, PaperStore
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from agent.errors import CorpusError
 from agent.paths import sync_folder
-from agent.search import keywords, vectors
+from agent.search import keywords, segments
 from agent.search.corpus_index import CorpusIndex
 from agent.store.generations import CACHES_LOCK, FolderLock
 from agent.store.inspection import Salvaged, problems_of, salvage
@@ -26,7 +26,7 @@ def verify(folder: Path) -> list[str]:
     """What is wrong with the files of a generation, in words; nothing for a whole one. Reads all of them."""
     return [
         *problems_of(folder / PAPERS),
-        *vectors.problems_of(folder / "vectors"),
+        *segments.problems_of(folder / "vectors"),
         *keywords.problems_of(folder / "keywords"),
     ]
 
