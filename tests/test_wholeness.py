@@ -3,125 +3,26 @@
 import json
 import random
 import shutil
-import subprocess
-import sys
-import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Client, run_command, wait_until
 
-from agent.config import load_config
-from agent.corpus.embedding import embed_missing
-from agent.corpus.updates import apply_update
 from agent.corpus.upkeep import rebuild, verify
-from agent.domain import CorpusUpdate, Paper
+from agent.domain import Paper
 from agent.errors import CorpusError
-from agent.search import SearchAPI, vectors
+from agent.search import vectors
 from agent.search.corpus_index import CorpusIndex
 from agent.search.similarity import to_int8
+from benchmarks.kills import kill_and_compare
 
-WORKER = Path(__file__).with_name("crash_worker.py")
 WORDS = ["galaxy", "neuron", "lattice", "quantum", "protein", "market", "turbulence", "graph", "prime", "theorem", "laser", "climate"]  # fmt: skip
 
 
-# -- killed at any moment ---------------------------------------------------------------------------------------------
-
-
-def plan_of(seed: int, papers: int) -> list:
-    """Additions, new versions, removals, catching up and embedding, as they might come on a device."""
-    rng = random.Random(seed)
-    waiting = [f"2301.{number:05d}" for number in range(papers)]
-    present: list[str] = []
-    steps: list = []
-    version: Counter[str] = Counter()
-
-    def record(name: str) -> dict:
-        version[name] += 1
-        title = f"{' '.join(rng.sample(WORDS, 4))} {name[5:]}"
-        return {"arxiv_id": name, "title": title, "abstract": " ".join(rng.sample(WORDS, 3)), "updated": f"2023-01-{version[name]:02d}"}  # fmt: skip
-
-    while waiting:
-        new = [waiting.pop() for _ in range(min(len(waiting), rng.randint(1, 9)))]
-        again = rng.sample(present, min(len(present), rng.randint(0, 2)))
-        gone = [name for name in rng.sample(present, min(len(present), rng.randint(0, 2))) if name not in again]
-        steps.append({"add": [record(name) for name in (*new, *again)], "remove": gone})
-        present = [name for name in (*present, *new) if name not in gone]
-        steps.append(rng.choice(["catch_up", "embed", "catch_up"]))
-    return [*steps, "embed", "catch_up"]
-
-
-def run_until_killed(
-    folder: Path, plan: Path, first: int, delay_s: float | None, *, early: bool
-) -> tuple[int, Counter]:
-    """Run the worker from step `first`, kill it; returns the first step not done yet, and what was embedded."""
-    command = [sys.executable, str(WORKER), str(folder), str(plan), str(first)]
-    embedded: Counter = Counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        if not early:
-            assert process.stdout.readline() == "open\n"
-        if delay_s is not None:
-            time.sleep(delay_s)  # the moment of the kill, not a wait for anything
-            process.kill()
-        for line in process.stdout:
-            if line.startswith("embedded"):
-                embedded.update(line.split()[1:])
-            elif line.strip().isdigit():
-                first = int(line) + 1
-    assert process.returncode in (0, -9), "the worker failed by itself"
-    return first, embedded
-
-
-def answers(api: SearchAPI) -> dict:
-    """By meaning the best twenty with their scores, by keyword everything that matches.
-
-    (Not the keyword scores: tantivy counts deleted papers into its statistics until it merges them away.)
-    """
-    index = api.engine.index
-    names = {key: paper.arxiv_id for key, paper in index.papers.papers()}
-    found: dict = {}
-    for query in [*WORDS, "galaxy neuron", "prime theorem of the lattice", "laser climate market graph"]:
-        hits = api.search_sync(query, {"mode": "semantic", "max_results": 20})["results"]
-        found[query, "semantic"] = [(hit["arxiv_id"], round(hit["score"], 4)) for hit in hits]
-        matches = index.keywords.search(index.keywords.terms(query), 10_000)
-        found[query, "keyword"] = sorted(names[key] for key in matches.keys.tolist())
-    return found
-
-
 def test_fifty_kills_leave_the_corpus_that_was_built_without_any(tmp_path: Path) -> None:
-    plan = tmp_path / "plan.json"
-    steps = plan_of(seed=7, papers=500)
-    plan.write_text(json.dumps(steps))
-    rng = random.Random(7)
-    first, embedded = 0, Counter()
-    for kill in range(50):
-        early = kill % 5 == 0  # also while it starts, when it heals what the last kill left
-        delay_s = rng.uniform(0.05, 0.6) if early else rng.uniform(0.0, 0.25)
-        first, done = run_until_killed(tmp_path / "killed", plan, min(first, len(steps) - 1), delay_s, early=early)
-        embedded += done
-    first, done = run_until_killed(tmp_path / "killed", plan, min(first, len(steps) - 1), None, early=False)
-    embedded += done
-    assert first == len(steps)
-    assert max(embedded.values()) == 1, "a stored vector was computed again"
-
-    whole = load_config(environment={}, data_dir=tmp_path / "whole")
-    killed = load_config(environment={}, data_dir=tmp_path / "killed")
-    with SearchAPI(whole) as expected, SearchAPI(killed) as found:
-        expected.open(owner=True)
-        for step in steps:
-            if isinstance(step, dict):
-                update = CorpusUpdate(add=tuple(step["add"]), remove=tuple(step["remove"]))
-                apply_update(expected.engine.index.papers, update, whole.model.name, 384)
-        embed_missing(expected.engine.index, expected.embedder)
-        expected.engine.index.catch_up()
-        found.open()
-        assert dict(expected.engine.index.papers.papers()) == dict(found.engine.index.papers.papers())
-        assert len(expected.engine.index.vectors) == found.engine.index.papers.count()
-        assert answers(expected) == answers(found)
-    assert verify(tmp_path / "killed" / "current") == []
+    outcome = kill_and_compare(tmp_path, seed=7, papers=500, kills=50, batch=9, longest_s=0.25)
+    assert outcome.problems == []
 
 
 # -- damaged files ----------------------------------------------------------------------------------------------------
