@@ -200,3 +200,12 @@ def test_the_commands_find_damage_and_make_it_whole(sample_data_dir: Path) -> No
     healed = run_command("corpus", "rebuild", "--json", data_dir=sample_data_dir)
     assert json.loads(healed.stdout) == {"papers": 149, "vectors": 149, "salvaged": None}
     assert run_command("corpus", "verify", data_dir=sample_data_dir).returncode == 0
+
+
+def test_a_search_without_its_keyword_index_says_so_and_embedding_heals_it(sample_data_dir: Path) -> None:
+    shutil.rmtree(sample_data_dir / "current" / "keywords")
+    lost = run_command("search", "sphere packing", "--mode", "keyword", data_dir=sample_data_dir)
+    assert b"keyword index lacks the latest 149 changes" in lost.stderr
+    run_command("corpus", "embed", data_dir=sample_data_dir)
+    healed = run_command("search", "sphere packing", "--mode", "keyword", "--json", data_dir=sample_data_dir)
+    assert (json.loads(healed.stdout)["results"][0]["arxiv_id"], healed.stderr) == ("1603.04246", b"")

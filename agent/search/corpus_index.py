@@ -66,19 +66,17 @@ class CorpusIndex:
             self.folder / "keywords", corpus, self.papers.last_change, writable=writable, check=crashed
         )
 
-    @property
-    def lag(self) -> int:
-        """Changes that the keyword index does not hold yet."""
-        return self.papers.last_change() - self.keywords.reached
-
     def problems(self) -> list[str]:
         """What is wrong with the caches, or still missing in them, in words."""
         found = [f"the index of {part} is damaged and is made again" for part in sorted(self._damaged)]
-        if self.lag > LAG_WORTH_SAYING:
-            found.append(f"the keyword index lacks the latest {self.lag} changes")
-        missing = self.papers.last_vector() - self.vectors.reached
-        if missing > LAG_WORTH_SAYING:
-            found.append(f"the vector index lacks the latest {missing} vectors")
+        for name, reached, last in (
+            ("keyword", self.keywords.reached, self.papers.last_change()),
+            ("vector", self.vectors.reached, self.papers.last_vector()),
+        ):
+            if last - reached > LAG_WORTH_SAYING or (last and not reached):
+                found.append(
+                    f"the {name} index lacks the latest {last - reached} changes; an agent or corpus rebuild adds them"
+                )
         return found
 
     def report_damage(self, part: str) -> None:
