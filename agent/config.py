@@ -40,12 +40,10 @@ class Topics(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     search_results: Annotated[Topic, Meta(description="Answers to requests that name no topic of their own.")] = (
         "arxplorer/search/results"
     )
-    embeddings: Annotated[Topic, Meta(description="Embedding requests (not in this version yet).")] = (
+    embeddings: Annotated[Topic, Meta(description="Embedding requests; answered below /response.")] = (
         "arxplorer/embeddings"
     )
-    corpus_updates: Annotated[Topic, Meta(description="Papers to add and remove (not in this version yet).")] = (
-        "arxplorer/corpus/updates"
-    )
+    corpus_updates: Annotated[Topic, Meta(description="Papers to add and remove.")] = "arxplorer/corpus/updates"
     status: Annotated[Topic, Meta(description="Status; retained below /{thing_name}.")] = "arxplorer/status"
     response_prefix: Annotated[Topic, Meta(description="Topics that a request may ask its answer to go to.")] = (
         "arxplorer/responses/"
