@@ -1,18 +1,21 @@
-"""Write config.yaml and docs/configuration.md from the code, so that neither can say anything else.
+"""Write config.yaml and the generated pages of docs/ from the code, so that none can say anything else.
 
 scripts/docs.py --check only compares, and exits 1 where they differ.
 """
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import docs_asyncapi
 import msgspec
 import yaml
 from msgspec.inspect import LiteralType, Metadata, StructType, type_info
 
 from agent.config import Config
+from agent.protocol.schemas import schemas
 
 ROOT = Path(__file__).parents[1]
 HEAD = """\
@@ -88,16 +91,37 @@ def configuration_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def pages() -> dict[str, str]:
+    """Every generated file and what it must hold."""
+    written = {
+        f"docs/schemas/{name}.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+        for name, schema in schemas().items()
+    }
+    return written | {
+        "config.yaml": config_yaml(),
+        "docs/configuration.md": configuration_page(),
+        "docs/asyncapi.yaml": docs_asyncapi.document(),
+    }
+
+
 def main() -> None:
-    stale = []
-    for name, text in (("config.yaml", config_yaml()), ("docs/configuration.md", configuration_page())):
-        path = ROOT / name
-        if not path.is_file() or path.read_text("utf-8") != text:
-            stale.append(name)
-            if "--check" not in sys.argv:
-                path.write_text(text, "utf-8")
-    if stale and "--check" in sys.argv:
-        sys.exit(f"not what the code says: {', '.join(stale)}; run scripts/docs")
+    wanted = pages()
+    stale = [name for name, text in wanted.items() if not (ROOT / name).is_file() or _read(name) != text]
+    # A schema of a message that is gone.
+    gone = [name for path in ROOT.glob("docs/schemas/*") if (name := str(path.relative_to(ROOT))) not in wanted]
+    if "--check" in sys.argv:
+        if stale or gone:
+            sys.exit(f"not what the code says: {', '.join(stale + gone)}; run scripts/docs")
+        return
+    for name in stale:
+        (ROOT / name).parent.mkdir(exist_ok=True)
+        (ROOT / name).write_text(wanted[name], "utf-8")
+    for name in gone:
+        (ROOT / name).unlink()
+
+
+def _read(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
 
 
 if __name__ == "__main__":

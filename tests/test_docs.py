@@ -3,11 +3,16 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from agent.cli import cli
+from agent.config import Topics
+from agent.protocol.topics import AgentTopics
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -42,3 +47,50 @@ def test_the_readme_shows_only_commands_that_exist() -> None:
     assert shown <= set(cli.commands)
     for script in re.findall(r"scripts/([a-z-]+)", text):
         assert (ROOT / "scripts" / script).exists(), script
+
+
+# -- asyncapi.yaml: the specification's own schema is on npm, not among our packages, so what it must be is said here --
+
+ASYNCAPI = yaml.safe_load((ROOT / "docs" / "asyncapi.yaml").read_text("utf-8"))
+
+
+def references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        yield from [node["$ref"]] if "$ref" in node else []
+        node = list(node.values())
+    for inner in node if isinstance(node, list) else []:
+        yield from references(inner)
+
+
+def resolved(reference: str) -> Any:
+    file, _, pointer = reference.partition("#")
+    node = yaml.safe_load((ROOT / "docs" / file).read_text("utf-8")) if file else ASYNCAPI
+    for name in pointer.strip("/").split("/") if pointer else []:
+        node = node[name]
+    return node
+
+
+def test_every_topic_of_the_agent_is_a_channel_of_the_asyncapi_document() -> None:
+    topics = AgentTopics.of(Topics(), "{thing_name}")._asdict()
+    prefix = topics.pop("response_prefix")
+    channels = dict(ASYNCAPI["channels"])
+    responses = channels.pop("responses")
+    assert {name: channel["address"] for name, channel in channels.items()} == topics
+    assert (responses["address"], f"`{prefix}`" in responses["description"]) == (None, True)
+    for channel in channels.values():
+        assert set(re.findall(r"\{(.*?)\}", channel["address"])) == set(channel.get("parameters", {}))
+    used = {operation["channel"]["$ref"].rpartition("/")[2] for operation in ASYNCAPI["operations"].values()}
+    assert used == set(channels)
+
+
+def test_every_reference_of_the_asyncapi_document_leads_to_what_it_names() -> None:
+    found = set(references(ASYNCAPI))
+    assert all(resolved(reference) for reference in found)
+    payloads = {message["payload"]["schema"]["$ref"] for message in ASYNCAPI["components"]["messages"].values()}
+    assert payloads == {f"schemas/{file.name}" for file in ROOT.glob("docs/schemas/*") if file.name != "config.json"}
+    for operation in ASYNCAPI["operations"].values():
+        assert operation["action"] in ("send", "receive")
+        for message in operation.get("reply", {}).get("messages", []):
+            assert message["$ref"].startswith(operation["reply"]["channel"]["$ref"])
+    for channel in ASYNCAPI["channels"].values():
+        assert all(message["$ref"].startswith("#/components/messages/") for message in channel["messages"].values())

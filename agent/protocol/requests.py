@@ -29,6 +29,7 @@ MAX_FILTER_VALUES: Final = 64
 MAX_QUERIES: Final = 16
 MAX_TEXTS: Final = 32
 MAX_CHANGES: Final = 1_000
+DATE_PATTERN: Final = "^[0-9]{4}-(0[1-9]|1[0-2])(-(0[1-9]|[12][0-9]|3[01]))?$"
 
 ResultField = Literal["arxiv_id", "title", "abstract", "authors", "categories", "published", "score"]
 RESULT_FIELDS: Final[tuple[ResultField, ...]] = (
@@ -41,7 +42,9 @@ RESULT_FIELDS: Final[tuple[ResultField, ...]] = (
     "score",
 )
 
-Query = Annotated[str, Meta(max_length=MAX_QUERY_CHARS)]
+# What only the schema says, for whoever checks a message before sending it; the agent says it in better words below.
+Query = Annotated[str, Meta(max_length=MAX_QUERY_CHARS, extra_json_schema={"pattern": r"\S"})]
+Date = Annotated[str, Meta(extra_json_schema={"pattern": DATE_PATTERN})]
 Text = Annotated[str, Meta(min_length=1)]
 Identifier = Annotated[str, Meta(max_length=MAX_ID_CHARS)]
 OneOrMany = Text | Annotated[list[Text], Meta(max_length=MAX_FILTER_VALUES)] | None
@@ -70,16 +73,16 @@ EXPECTED: Final[dict[str, str]] = {
 }
 
 
-class _WireFilters(Struct, frozen=True):
+class WireFilters(Struct, frozen=True):
     category: OneOrMany = None
     max_results: Annotated[int, Meta(ge=1, le=MAX_RESULTS)] | None = None
     mode: Mode | None = None
-    published_from: str | None = None
-    published_to: str | None = None
+    published_from: Date | None = None
+    published_to: Date | None = None
     author: OneOrMany = None
 
 
-class _WireEnvelope(Struct, frozen=True, kw_only=True):
+class WireEnvelope(Struct, frozen=True, kw_only=True):
     client_id: Identifier | None = None
     request_id: Identifier | None = None
     timestamp: float | None = None
@@ -91,22 +94,22 @@ class _WireEnvelope(Struct, frozen=True, kw_only=True):
         return "gzip" in (self.accept_encoding or ())
 
 
-class _WireQuestion(Struct, frozen=True, kw_only=True):
+class WireQuestion(Struct, frozen=True, kw_only=True):
     query: Query | None = None
-    filters: _WireFilters | None = None
+    filters: WireFilters | None = None
     offset: Annotated[int, Meta(ge=0, le=MAX_OFFSET)] | None = None
     fields: Annotated[list[ResultField], Meta(min_length=1)] | None = None
 
 
-class _WireRequest(_WireEnvelope, frozen=True, kw_only=True):
+class WireRequest(WireEnvelope, frozen=True, kw_only=True):
     query: Query | None = None
-    filters: _WireFilters | None = None
+    filters: WireFilters | None = None
     offset: Annotated[int, Meta(ge=0, le=MAX_OFFSET)] | None = None
     fields: Annotated[list[ResultField], Meta(min_length=1)] | None = None
-    queries: Annotated[list[Query | _WireQuestion], Meta(min_length=1, max_length=MAX_QUERIES)] | UnsetType = UNSET
+    queries: Annotated[list[Query | WireQuestion], Meta(min_length=1, max_length=MAX_QUERIES)] | UnsetType = UNSET
 
 
-class _WireEmbedding(_WireEnvelope, frozen=True, kw_only=True):
+class WireEmbedding(WireEnvelope, frozen=True, kw_only=True):
     text: (
         Annotated[str, Meta(min_length=1, max_length=MAX_QUERY_CHARS)]
         | Annotated[
@@ -117,7 +120,7 @@ class _WireEmbedding(_WireEnvelope, frozen=True, kw_only=True):
     kind: Literal["query", "document"] = "query"
 
 
-class _WireUpdate(_WireEnvelope, frozen=True, kw_only=True):
+class WireUpdate(WireEnvelope, frozen=True, kw_only=True):
     add: Annotated[list[dict[str, Any]], Meta(max_length=MAX_CHANGES)] = []
     remove: Annotated[list[Identifier], Meta(max_length=MAX_CHANGES)] = []
 
@@ -131,10 +134,10 @@ class Envelope(NamedTuple):
     query: str | None = None
 
 
-W = TypeVar("W", bound=_WireEnvelope)
-_search_decoder: Final = msgspec.json.Decoder(_WireRequest)
-_embedding_decoder: Final = msgspec.json.Decoder(_WireEmbedding)
-_update_decoder: Final = msgspec.json.Decoder(_WireUpdate)
+W = TypeVar("W", bound=WireEnvelope)
+_search_decoder: Final = msgspec.json.Decoder(WireRequest)
+_embedding_decoder: Final = msgspec.json.Decoder(WireEmbedding)
+_update_decoder: Final = msgspec.json.Decoder(WireUpdate)
 
 
 def _decoded(payload: bytes, decoder: msgspec.json.Decoder[W]) -> W:
@@ -165,7 +168,7 @@ def request_from(query: str, filters: Mapping[str, Any] | None = None, **rest: A
     try:
         if isinstance(filters, Mapping):
             document["filters"] = dict(filters)
-        wire = msgspec.convert(document, _WireRequest)
+        wire = msgspec.convert(document, WireRequest)
     except msgspec.ValidationError as error:
         _refuse(str(error))
     except ValueError as error:  # text that no UTF-8 can hold
@@ -173,15 +176,15 @@ def request_from(query: str, filters: Mapping[str, Any] | None = None, **rest: A
     return _question(wire, wire, "")
 
 
-def _search(wire: _WireRequest) -> SearchRequest | SearchBatch:
+def _search(wire: WireRequest) -> SearchRequest | SearchBatch:
     if wire.queries is UNSET:
         return _question(wire, wire, "")
     if wire.query is not None:
         raise _invalid("queries", "stands beside query; one of the two")
     questions = []
     for number, given in enumerate(wire.queries):
-        asked = given if isinstance(given, _WireQuestion) else _WireQuestion(query=given)
-        merged = _WireQuestion(
+        asked = given if isinstance(given, WireQuestion) else WireQuestion(query=given)
+        merged = WireQuestion(
             query=asked.query,
             filters=asked.filters or wire.filters,
             offset=wire.offset if asked.offset is None else asked.offset,
@@ -197,10 +200,10 @@ def _search(wire: _WireRequest) -> SearchRequest | SearchBatch:
     )
 
 
-def _question(asked: _WireQuestion | _WireRequest, envelope: _WireEnvelope, place: str) -> SearchRequest:
+def _question(asked: WireQuestion | WireRequest, envelope: WireEnvelope, place: str) -> SearchRequest:
     if asked.query is None or not asked.query.strip():
         raise _invalid(f"{place}query", "missing or empty")
-    filters = asked.filters or _WireFilters()
+    filters = asked.filters or WireFilters()
     for name in ("published_from", "published_to"):
         date = getattr(filters, name)
         if date is not None and not is_date(date):
