@@ -2,6 +2,7 @@
 
 import asyncio
 import getpass
+import gzip
 import json
 import os
 import signal
@@ -12,11 +13,12 @@ import pytest
 from conftest import AgentProcess, Client, import_sample
 
 from agent.aws import AWSIoTMQTTClient, MQTTSearchBridge, MQTTSearchService
+from agent.aws.client import MAX_CONTENT_BYTES
 from agent.config import Config, load_config
 from agent.errors import BrokerError, ConfigError, NotReadyError
 from agent.local_cloud.mosquitto import Mosquitto
 from agent.mqtt.connection import Connection
-from agent.mqtt.packets import Broker
+from agent.mqtt.packets import Broker, Outgoing
 from agent.search import SearchAPI
 
 QUESTION = "how tightly can equal spheres be packed"
@@ -31,6 +33,15 @@ def config(broker: Mosquitto, tmp_path) -> Config:
 @pytest.fixture
 async def client(config: Config):
     connected = AWSIoTMQTTClient(config)
+    await connected.connect()
+    yield connected
+    await connected.disconnect()
+
+
+@pytest.fixture
+async def asking(agent: AgentProcess):
+    """A client of an agent that runs as a process of its own."""
+    connected = AWSIoTMQTTClient(load_config(environment={"ARXPLORER__LOCAL_BROKER__PORT": str(agent.port)}))
     await connected.connect()
     yield connected
     await connected.disconnect()
@@ -292,3 +303,117 @@ async def test_a_subscription_that_mqtt_does_not_allow_is_an_error_and_leaves_th
     await client.connect()
     await client.publish("lab/x", 1)
     assert await inbox.next() == ("lab/x", 1)
+
+
+# -- every kind of message --------------------------------------------------------------------------------------------
+
+
+async def test_several_questions_are_asked_at_once(asking: AWSIoTMQTTClient) -> None:
+    questions = [QUESTION, {"query": "dark matter", "filters": {"max_results": 3}}]
+    answer = await asking.ask_many(questions, {"max_results": 1}, thing_name="test-agent", fields=["arxiv_id"])
+    assert [batch["count"] for batch in answer["batches"]] == [1, 3]
+    assert answer["batches"][0]["results"] == [{"arxiv_id": ANSWER}]
+    assert (await asking.ask_many([]))["error"]["field"] == "queries"
+
+
+async def test_texts_are_embedded(asking: AWSIoTMQTTClient) -> None:
+    both = await asking.embed(["spheres", "neutrinos"])
+    one = await asking.embed("spheres")
+    assert [len(vector) for vector in both["embeddings"]] == [both["dimensions"]] * 2
+    assert one["embeddings"] == both["embeddings"][:1]
+    assert (await asking.embed("x", kind="poem"))["error"]["field"] == "kind"
+
+
+async def test_a_corpus_update_is_reported_and_found(asking: AWSIoTMQTTClient) -> None:
+    paper = {"arxiv_id": "2401.00001", "title": "Migration of zebrafish", "authors": ["Ada Byron"]}
+    done = await asking.update_corpus(add=[paper], remove=[ANSWER])
+    assert (done["added"], done["removed"]) == (1, 1)
+    assert (await asking.update_corpus(add=[paper], remove=[ANSWER]))["unchanged"] == 1
+    async with asyncio.timeout(20):
+        found: list[dict] = []
+        while not found:
+            found = (await asking.ask("zebrafish", {"mode": "keyword"}))["results"]
+    assert found[0]["arxiv_id"] == "2401.00001"
+    assert (await asking.update_corpus(add=[{"arxiv_id": "1"}]))["error"]["field"] == "add[0].title"
+
+
+async def test_compressed_answers_are_read_like_any_other(asking: AWSIoTMQTTClient) -> None:
+    plain = await asking.ask(QUESTION, {"max_results": 50})
+    packed = await asking.ask(QUESTION, {"max_results": 50}, accept_encoding=["gzip"])
+    assert packed["results"] == plain["results"]
+    inbox = Inbox()
+    await asking.subscribe("arxplorer/search/results", inbox)
+    await asking.publish_search_request(QUESTION, {"max_results": 50}, accept_encoding=["gzip"])
+    assert (await inbox.next())[1]["results"] == plain["results"]
+
+
+async def test_what_only_says_that_it_is_compressed_is_handed_over_as_it_is(client: AWSIoTMQTTClient) -> None:
+    inbox = Inbox()
+    await client.subscribe("lab/x", inbox)
+    whole = gzip.compress(b'{"a": 1}')
+    huge = gzip.compress(b"1" * (MAX_CONTENT_BYTES + 1), 9)
+    damaged = whole[:-8] + bytes(8)
+    for payload, expected in [(whole, {"a": 1}), *((raw, raw) for raw in (whole[:-1], damaged, huge, b"{}", b""))]:
+        await client.send(Outgoing("lab/x", payload, content_type="application/gzip"))
+        assert (await inbox.next())[1] == expected
+
+
+# -- topics of one's own ----------------------------------------------------------------------------------------------
+
+
+async def test_the_custom_handler_of_the_seed_document_answers_on_its_own_topic(asking: AWSIoTMQTTClient) -> None:
+    async def custom_handler(topic: str, message: dict) -> None:
+        if topic.endswith("/embeddings"):
+            embeddings = (await asking.embed(message["text"]))["embeddings"]
+            await asking.publish(f"{topic}/response", {"embeddings": embeddings})
+
+    inbox = Inbox()
+    await asking.subscribe("arxplorer/custom/embeddings", custom_handler)
+    await asking.subscribe("arxplorer/custom/embeddings/response", inbox)
+    await asking.publish("arxplorer/custom/embeddings", {"text": "neural networks"})
+    assert len((await inbox.next())[1]["embeddings"][0]) == 384
+
+
+async def test_what_a_handler_returns_is_the_response(client: AWSIoTMQTTClient, config: Config, caplog) -> None:
+    async def twice(_: str, message: Any) -> Any:
+        return {"twice": message * 2} if message else None
+
+    server = AWSIoTMQTTClient(config)
+    await server.connect()
+    await server.subscribe("lab/twice", twice)
+    answers = await asyncio.gather(*(client.request("lab/twice", number) for number in (1, 2, "x")))
+    assert answers == [{"twice": 2}, {"twice": 4}, {"twice": "xx"}]
+    with pytest.raises(BrokerError, match="no answer within"):
+        await client.request("lab/twice", 0, timeout_s=0.3)
+    inbox = Inbox()
+    await client.subscribe("lab/elsewhere", inbox)
+    await client.send(Outgoing("lab/twice", b"1", response_topic="lab/elsewhere"))  # not where answers may go
+    await client.publish("lab/elsewhere", "the end")
+    assert await inbox.next() == ("lab/elsewhere", "the end")
+    assert "must lie under arxplorer/responses/" in caplog.text
+    await server.disconnect()
+
+
+async def test_the_search_of_the_seed_document_is_bridged(client: AWSIoTMQTTClient, config: Config) -> None:
+    with SearchAPI(config) as api:
+        api.open(owner=True, model=False)
+        import_sample(api)
+    search_api = SearchAPI(config)
+    await search_api.initialize()
+    mqtt_client = AWSIoTMQTTClient(config)
+    bridge = MQTTSearchBridge(mqtt_client, search_api)
+    await mqtt_client.connect()
+    await bridge.setup()
+    for answer in (await client.ask(QUESTION), await search_api.search(QUESTION), search_api.search_sync(QUESTION)):
+        assert answer["results"][0]["arxiv_id"] == ANSWER
+    await bridge.close()
+    await mqtt_client.disconnect()
+    search_api.close()
+
+
+async def test_a_broker_that_hangs_is_waited_for_no_longer_than_was_said(client, broker: Mosquitto) -> None:
+    await client.publish("lab/x", 1)
+    os.kill(broker.pid, signal.SIGSTOP)
+    with pytest.raises(BrokerError, match=r"no answer within 0\.2 s"):
+        await client.ask("x", timeout_s=0.2)
+    os.kill(broker.pid, signal.SIGCONT)

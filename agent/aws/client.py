@@ -1,11 +1,12 @@
-"""A client of the agent: publish requests, await answers, follow any topic."""
+"""A client of the agent: publish requests, await answers, follow any topic, answer on topics of your own."""
 
 import asyncio
 import inspect
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+import zlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -19,11 +20,15 @@ from agent.service import broker_of
 
 log = logging.getLogger(__name__)
 
-TopicHandler = Callable[[str, Any], Awaitable[None] | None]
-"""Called with the topic and the decoded JSON (the raw bytes where it is none)."""
+TopicHandler = Callable[[str, Any], Awaitable[Any] | Any]
+"""Called with the topic and the decoded JSON (the raw bytes where it is none); what it returns is the response."""
 
 CONNECT_TIMEOUT_S: Final = 10.0
 ANSWER_TIMEOUT_S: Final = 30.0
+GZIP: Final = "application/gzip"
+GZIP_WBITS: Final = 31
+MAX_CONTENT_BYTES: Final = 64 * 1024 * 1024
+"""Of a message once it is decompressed; an answer of the agent is far below it."""
 
 
 class AWSIoTMQTTClient(Connection):
@@ -33,6 +38,9 @@ class AWSIoTMQTTClient(Connection):
     await client.connect()
     answer = await client.ask("machine learning transformers", {"category": "cs.LG"})
     await client.disconnect()
+
+    What waits for an answer returns the answer message, be it an error message: look for `"error"` in it. BrokerError
+    is raised when the broker cannot be reached or refuses, and when no answer comes in time.
     """
 
     def __init__(self, config: Config | None = None, *, client_id: str | None = None) -> None:
@@ -43,11 +51,12 @@ class AWSIoTMQTTClient(Connection):
         # Nobody waits for the answers of a client that is gone: no session is kept for it.
         super().__init__(broker._replace(session_expiry_s=0))
         self._topics = AgentTopics.of(self.config.local_broker.topics, self.config.thing_name)
-        self._answers: dict[bytes, asyncio.Future[bytes]] = {}
+        self._response_topic: Final = f"{self._topics.response_prefix}{self.client_id}"
+        self._responses: dict[bytes, asyncio.Future[Any]] = {}
         self._running: set[asyncio.Task[None]] = set()
 
     async def connect(self, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
-        """Connect. Raises BrokerError when the broker does not answer in time."""
+        """Connect, and from then on stay connected. Raises BrokerError when the broker does not answer in time."""
         self.start()
         try:
             await self.wait_connected(timeout_s)
@@ -60,6 +69,8 @@ class AWSIoTMQTTClient(Connection):
         for task in self._running:
             task.cancel()
 
+    # -- any topic ----------------------------------------------------------------------------------------------------
+
     async def publish(self, topic: str, message: Any) -> None:
         """Publish a message: bytes as they are, anything else as JSON. Returns when the broker has it."""
         if isinstance(message, bytes):
@@ -68,12 +79,35 @@ class AWSIoTMQTTClient(Connection):
             await self.send(Outgoing(topic, msgspec.json.encode(message)))
 
     async def subscribe(self, topic: str, handler: TopicHandler) -> None:
-        """Call `handler(topic, message)` for each message; a handler that raises is logged and stops nothing."""
+        """Call `handler(topic, message)` for each message; a handler that raises is logged and stops nothing.
+
+        What it returns, unless None, goes to the message's response topic, if that lies where answers may go.
+        """
         await self.listen([topic], lambda message: self._dispatch(handler, message))
 
+    async def request(self, topic: str, message: Any, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
+        """Publish a message as JSON and wait for the response to it. Raises BrokerError when none comes in time."""
+        payload = msgspec.json.encode(message)
+        correlation = uuid.uuid4().bytes
+        future = self._responses[correlation] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(timeout_s):
+                if self._response_topic not in self._handlers:
+                    await self.listen([self._response_topic], self._responded)
+                await self.send(Outgoing(topic, payload, response_topic=self._response_topic, correlation=correlation))
+                return await future
+        except TimeoutError as error:
+            raise BrokerError(
+                f"no answer within {timeout_s:g} s", hint="is an agent running? arxplorer-agent run"
+            ) from error
+        finally:
+            del self._responses[correlation]
+
+    # -- what the agent does ------------------------------------------------------------------------------------------
+
     async def publish_search_request(self, query: str, filters: Mapping[str, Any] | None = None, **rest: Any) -> str:
-        """Publish a request; its answer goes to the search results topic. Returns the request id."""
-        request = self._request(query, filters, rest)
+        """Publish a question; its answer goes to the search results topic. Returns the request id."""
+        request = self._envelope(query=query, filters=dict(filters or {}), **rest)
         await self.publish(self._topics.shared_requests, request)
         return str(request["request_id"])
 
@@ -86,44 +120,67 @@ class AWSIoTMQTTClient(Connection):
         thing_name: str | None = None,
         **rest: Any,
     ) -> dict[str, Any]:
-        """Publish a request and wait for its answer, a result or an error message.
+        """Ask, and wait for the answer. `thing_name` addresses one agent; `rest` are other fields of a request."""
+        request = self._envelope(query=query, filters=dict(filters or {}), **rest)
+        return await self._answer(self._requests_of(thing_name), request, timeout_s)
 
-        `thing_name` addresses one agent. Raises BrokerError when no answer comes in time.
+    async def ask_many(
+        self,
+        queries: Sequence[str | Mapping[str, Any]],
+        filters: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+        thing_name: str | None = None,
+        **rest: Any,
+    ) -> dict[str, Any]:
+        """Ask up to 16 questions in one message: the results are in `answer["batches"]`, in the same order.
+
+        A question is a text, or an object with `query` and, where they are its own, `filters`, `offset` and `fields`.
         """
-        answers = f"{self._topics.response_prefix}{self.client_id}"
-        if answers not in self._handlers:
-            await self.listen([answers], self._answered)
-        request = self._request(query, filters, rest)
-        topic = f"{self._topics.shared_requests}/{thing_name}" if thing_name else self._topics.shared_requests
-        correlation = uuid.uuid4().bytes
-        future = self._answers[correlation] = asyncio.get_running_loop().create_future()
-        try:
-            payload = msgspec.json.encode(request)
-            await self.send(Outgoing(topic, payload, response_topic=answers, correlation=correlation))
-            async with asyncio.timeout(timeout_s):
-                answer: dict[str, Any] = msgspec.json.decode(await future)
-        except TimeoutError as error:
-            raise BrokerError(
-                f"no answer within {timeout_s:g} s", hint="is an agent running? arxplorer-agent run"
-            ) from error
-        finally:
-            del self._answers[correlation]
+        request = self._envelope(queries=list(queries), filters=dict(filters or {}), **rest)
+        return await self._answer(self._requests_of(thing_name), request, timeout_s)
+
+    async def embed(
+        self, texts: str | Sequence[str], *, kind: str = "query", timeout_s: float = ANSWER_TIMEOUT_S, **rest: Any
+    ) -> dict[str, Any]:
+        """The vector of each of up to 32 texts: `answer["embeddings"]`. `kind` is `query` or `document`."""
+        request = self._envelope(text=texts if isinstance(texts, str) else list(texts), kind=kind, **rest)
+        return await self._answer(self._topics.embeddings, request, timeout_s)
+
+    async def update_corpus(
+        self,
+        *,
+        add: Sequence[Mapping[str, Any]] = (),
+        remove: Sequence[str] = (),
+        timeout_s: float = ANSWER_TIMEOUT_S,
+        **rest: Any,
+    ) -> dict[str, Any]:
+        """Add papers and remove arXiv ids; the answer counts `added`, `updated`, `unchanged`, `older`, `removed`."""
+        request = self._envelope(add=list(add), remove=list(remove), **rest)
+        return await self._answer(self._topics.corpus_updates, request, timeout_s)
+
+    async def _answer(self, topic: str, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        answer: dict[str, Any] = await self.request(topic, request, timeout_s=timeout_s)
         return answer
 
-    def _request(self, query: str, filters: Mapping[str, Any] | None, rest: Mapping[str, Any]) -> dict[str, Any]:
+    def _requests_of(self, thing_name: str | None) -> str:
+        shared = self._topics.shared_requests
+        return f"{shared}/{thing_name}" if thing_name else shared
+
+    def _envelope(self, **fields: Any) -> dict[str, Any]:
         return {
-            "query": query,
-            "filters": dict(filters or {}),
             "client_id": self.client_id,
             "request_id": f"req-{uuid.uuid4().hex[:12]}",
             "timestamp": time.time(),
-            **rest,
+            **fields,
         }
 
-    def _answered(self, message: Message) -> None:
-        future = self._answers.get(message.correlation or b"")
+    # -- what comes in ------------------------------------------------------------------------------------------------
+
+    def _responded(self, message: Message) -> None:
+        future = self._responses.get(message.correlation or b"")
         if future and not future.done():
-            future.set_result(message.payload)
+            future.set_result(_content(message))
         message.acknowledge()
 
     def _dispatch(self, handler: TopicHandler, message: Message) -> None:
@@ -133,14 +190,27 @@ class AWSIoTMQTTClient(Connection):
 
     async def _call(self, handler: TopicHandler, message: Message) -> None:
         try:
-            content: Any = msgspec.json.decode(message.payload)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            content = message.payload
-        try:
-            result = handler(message.topic, content)
+            result = handler(message.topic, _content(message))
             if inspect.isawaitable(result):
-                await result
+                result = await result
+            if result is not None and message.response_topic is not None:
+                topic = self._topics.answer_topic(message.response_topic, None, None)
+                await self.send(Outgoing(topic, msgspec.json.encode(result), correlation=message.correlation))
         except Exception:
             log.exception("the handler of %s failed", message.topic)
         finally:
             message.acknowledge()
+
+
+def _content(message: Message) -> Any:
+    """The message as the handler wants it: decompressed, decoded; the raw bytes of what is no JSON."""
+    payload = message.payload
+    try:
+        if message.content_type == GZIP:
+            unpacking = zlib.decompressobj(GZIP_WBITS)
+            payload = unpacking.decompress(payload, MAX_CONTENT_BYTES)
+            if not unpacking.eof:
+                return message.payload
+        return msgspec.json.decode(payload)
+    except (zlib.error, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return message.payload

@@ -47,12 +47,23 @@ class Broker(NamedTuple):
 class Message:
     """A received message. It counts as taken only once `acknowledge` was called."""
 
-    __slots__ = ("_acknowledge", "_lost", "correlation", "expires", "payload", "received", "response_topic", "topic")
+    __slots__ = (
+        "_acknowledge",
+        "_lost",
+        "content_type",
+        "correlation",
+        "expires",
+        "payload",
+        "received",
+        "response_topic",
+        "topic",
+    )
 
     def __init__(self, packet: Any, received: float, acknowledge: Callable[[], None], lost: Callable[[], bool]) -> None:
         self.topic: str = packet.topic
         self.payload: bytes = packet.payload or b""
         self.response_topic: str | None = packet.response_topic
+        self.content_type: str | None = packet.content_type
         self.correlation: bytes | None = packet.correlation_data_bytes
         self.received: float = received  # time.monotonic()
         expiry: int | None = packet.message_expiry_interval_sec
