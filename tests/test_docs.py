@@ -1,5 +1,6 @@
 """The documents say what the code does."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from agent.aws import AWSIoTMQTTClient, MQTTSearchBridge, MQTTSearchService
 from agent.cli import cli
 from agent.config import Topics
 from agent.protocol.topics import AgentTopics
+from agent.search import SearchAPI
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -47,6 +50,20 @@ def test_the_readme_shows_only_commands_that_exist() -> None:
     assert shown <= set(cli.commands)
     for script in re.findall(r"scripts/([a-z-]+)", text):
         assert (ROOT / "scripts" / script).exists(), script
+
+
+@pytest.mark.parametrize("kind", [AWSIoTMQTTClient, SearchAPI, MQTTSearchBridge, MQTTSearchService])
+def test_every_public_name_of_the_python_api_is_documented_with_its_parameters(kind: type) -> None:
+    """A method is shown with all of its parameters, `name(a, b=..)`; properties by name."""
+    page = (ROOT / "docs" / "python.md").read_text("utf-8")
+    section = page.partition(f"\n## {kind.__name__}\n")[2].partition("\n## ")[0]
+    for name, value in vars(kind).items():
+        if not name.startswith("_"):
+            shown = re.search(rf"`(?:await )?{name}(?:\((.*?)\))?`", section)
+            assert shown, f"{kind.__name__}.{name}"
+            if inspect.isfunction(value):
+                named = [part.strip(" *").partition("=")[0] for part in (shown[1] or "").split(",")]
+                assert [*filter(None, named)] == [*inspect.signature(value).parameters][1:], shown[0]
 
 
 # -- asyncapi.yaml: the specification's own schema is on npm, not among our packages, so what it must be is said here --
