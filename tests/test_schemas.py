@@ -1,6 +1,7 @@
 """The JSON Schemas of docs/schemas/, held against what the agent takes, refuses and sends."""
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -227,6 +228,26 @@ def test_a_wrong_configuration_is_refused_by_schema_and_agent(document: dict, tm
     with pytest.raises(ConfigError):
         load_config(tmp_path / "config.yaml", environment={})
     assert not schema("config").is_valid(document)
+
+
+def sections(page: str) -> list[str]:
+    return re.split(r"(?m)^## ", (ROOT / "docs" / page).read_text("utf-8"))[1:]
+
+
+def test_each_example_in_the_documents_is_as_the_schema_beside_it_says() -> None:
+    seen = set()
+    for section in sections("interfaces.md"):
+        names = re.findall(r"\]\(schemas/([a-z-]+)\.json\)", section)
+        examples = re.findall(r"(?ms)^```json\n(.*?)^```", section)
+        assert bool(names) or not examples, section[:40]
+        for example in examples:
+            document = json.loads(example)
+            fitting = [name for name in names if schema(name, closed=True).is_valid(document)]
+            assert fitting, (section[:40], example)
+            seen.add(fitting[0])
+            if fitting[0] in PARSERS:
+                assert not refused(fitting[0], document)
+    assert seen == {file.stem for file in FILES} - {"config"}
 
 
 def test_the_mqtt_properties_of_answers_are_as_asyncapi_says(agent, client: Client) -> None:
