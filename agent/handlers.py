@@ -74,8 +74,9 @@ class Handlers:
         envelope = read_envelope(message.payload)
         topic = self._topics.results_for(envelope.client_id)
         if not on_results:
+            default = self._topics.embeddings_response if message.topic == self._topics.embeddings else None
             with suppress(RequestError):
-                topic = self._topic(message, envelope)
+                topic = self._topic(message, envelope, default)
         payload = encode_error(error, envelope, processed_by=self._api.config.thing_name, timestamp=time.time())
         return Answer(_outgoing(message, topic, Encoded(payload)), "errors")
 
@@ -138,6 +139,8 @@ class Handlers:
         wanted = message.response_topic is not None or update.reply_to is not None
         topic = self._topic(message, envelope)
         index = self._api.engine.index
+        if index.papers.read_only:
+            raise RequestError("unsupported", "this agent has opened its corpus to read only; it takes no updates")
         counts = apply_update(index.papers, update, self._api.config.model.name, self._api.dimensions)
         log.info("corpus update: %s", ", ".join(f"{count} {name}" for name, count in counts.items() if count))
         if not wanted:

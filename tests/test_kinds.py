@@ -75,6 +75,9 @@ def test_embeddings_without_a_topic_of_their_own_go_where_the_seed_says(agent: A
     client.publish(EMBEDDINGS, json.dumps({"text": "one"}).encode())
     message = client.next()
     assert (message.topic, len(json.loads(message.payload)["embeddings"])) == (f"{EMBEDDINGS}/response", 1)
+    client.publish(EMBEDDINGS, b"{}")
+    message = client.next()
+    assert (message.topic, json.loads(message.payload)["error"]["field"]) == (f"{EMBEDDINGS}/response", "text")
 
 
 PAPER = {"arxiv_id": "2401.00001", "title": "Zebrafish migration", "abstract": "Fish.", "categories": ["q-bio.PE"]}
@@ -163,6 +166,21 @@ async def test_what_waited_too_long_expires_and_what_does_not_fit_is_refused_as_
         await bridge.close()
         await connection.stop()
     assert dict(bridge.counters) == {"requests": 4, "answers": 2, "errors": 2}
+
+
+async def test_a_bridge_whose_corpus_is_open_to_read_takes_no_updates(broker, sample_data_dir, client: Client) -> None:
+    with SearchAPI(load_config(environment={}, data_dir=sample_data_dir)) as api:
+        api.open(model=False)
+        connection = Connection(Broker("127.0.0.1", broker.port, "reader"))
+        bridge = MQTTSearchBridge(connection, api)
+        await bridge.setup()
+        connection.start()
+        await connection.wait_connected(20)
+        refused = await asyncio.to_thread(client.ask, {"remove": [ANSWER]}, UPDATES)
+        assert refused["error"]["code"] == "unsupported"
+        assert ids(await asyncio.to_thread(client.ask, {"query": ANSWER}))[0] == ANSWER
+        await bridge.close()
+        await connection.stop()
 
 
 def test_an_mqtt_3_client_can_do_all_of_it_by_reply_to(agent: AgentProcess, client: Client) -> None:

@@ -150,7 +150,7 @@ def test_several_questions_share_what_they_do_not_say_themselves() -> None:
     }
     shared = {"fields": ("title",), "request_id": "r", "client_id": "c", "gzip": True}
     first = SearchRequest(query="a", filters=Filters(("cs.LG",)), **shared)
-    second = SearchRequest(query="b", offset=3, mode="keyword", **shared)
+    second = SearchRequest(query="b", offset=3, mode="keyword", filters=Filters(("cs.LG",)), **shared)
     expected = SearchBatch(requests=(first, second), request_id="r", client_id="c", gzip=True)
     assert expected == parse_search_request(json.dumps(document).encode())
 

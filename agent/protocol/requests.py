@@ -186,7 +186,7 @@ def _search(wire: WireRequest) -> SearchRequest | SearchBatch:
         asked = given if isinstance(given, WireQuestion) else WireQuestion(query=given)
         merged = WireQuestion(
             query=asked.query,
-            filters=asked.filters or wire.filters,
+            filters=_merged(wire.filters, asked.filters),
             offset=wire.offset if asked.offset is None else asked.offset,
             fields=asked.fields or wire.fields,
         )
@@ -198,6 +198,14 @@ def _search(wire: WireRequest) -> SearchRequest | SearchBatch:
         reply_to=wire.reply_to,
         gzip=wire.gzip,
     )
+
+
+def _merged(shared: WireFilters | None, own: WireFilters | None) -> WireFilters | None:
+    """A question's own filters, and of the shared ones those that it does not name."""
+    if shared is None or own is None:
+        return own or shared
+    named = {name: value for name, value in msgspec.structs.asdict(own).items() if value is not None}
+    return msgspec.structs.replace(shared, **named)
 
 
 def _question(asked: WireQuestion | WireRequest, envelope: WireEnvelope, place: str) -> SearchRequest:
