@@ -3,16 +3,14 @@
 import click
 
 from benchmarks import idle, importing, path, relevance, vectors
-from benchmarks.data import SHARED
+from benchmarks.data import SHARED, SIZES
 
 PARTS = ("vectors", "path", "idle", "import", "import-vectors", "relevance")
 
 
 @click.command()
 @click.argument("parts", nargs=-1, type=click.Choice(PARTS))
-@click.option(
-    "--size", type=click.Choice(["10k", "100k"]), default="10k", show_default=True, help="Papers in the corpus."
-)
+@click.option("--size", type=click.Choice(SIZES), default="10k", show_default=True, help="Papers in the corpus.")
 @click.option("--blocks", default=60, show_default=True, help="Interleaved blocks of the path.")
 @click.option("--block", default=10, show_default=True, help="Questions in a block.")
 @click.option("--papers", default=10_000, show_default=True, help="Papers that the import embeds.")

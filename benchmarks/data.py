@@ -12,16 +12,31 @@ import zstandard
 from agent.config import Config, load_config
 from agent.corpus.importer import import_papers
 from agent.search import SearchAPI
+from benchmarks.multiplied import write_multiplied
 
 ROOT: Final = Path(__file__).parents[1]
 SHARED: Final = ROOT.parent / "shared" / "data"
 OUTPUT: Final = ROOT / "benchmarks" / "output"
 VECTORS: Final = SHARED / "arxiv_dev_100k.all-MiniLM-L6-v2.i8.npy"
+SIZES: Final = ("10k", "100k", "750k")
+MADE: Final = "750k"
+"""Not real: the 100,000 papers multiplied."""
+
+
+def papers_file(name: str) -> Path:
+    """JSON lines of a size; those that are not real are made at the first call."""
+    if name != MADE:
+        return SHARED / f"arxiv_dev_{name}.jsonl.zst"
+    file = OUTPUT / f"papers-{name}.jsonl.zst"
+    if not file.is_file():
+        OUTPUT.mkdir(parents=True, exist_ok=True)
+        write_multiplied(list(papers("100k")), VECTORS, 750_000, file, OUTPUT / f"vectors-{name}.npy")
+    return file
 
 
 def papers(name: str) -> Iterator[dict[str, Any]]:
-    """The papers of shared file `name` (`10k` or `100k`), in order."""
-    with zstandard.open(SHARED / f"arxiv_dev_{name}.jsonl.zst", "rb") as lines:
+    """The papers of a size, in order."""
+    with zstandard.open(papers_file(name), "rb") as lines:
         for line in io.BufferedReader(lines):
             yield json.loads(line)
 
@@ -31,7 +46,9 @@ def vectors_of(name: str) -> Path:
     if name == "100k":
         return VECTORS
     path = OUTPUT / f"vectors-{name}.npy"
-    if not path.is_file():
+    if name == MADE:
+        papers_file(name)
+    elif not path.is_file():
         rows = {paper["arxiv_id"]: row for row, paper in enumerate(papers("100k"))}
         OUTPUT.mkdir(parents=True, exist_ok=True)
         np.save(path, np.load(VECTORS, mmap_mode="r")[[rows[paper["arxiv_id"]] for paper in papers(name)]])
@@ -45,9 +62,7 @@ def corpus(name: str) -> Config:
         with SearchAPI(config) as api:
             api.open(owner=True, model=False)
             matrix = np.load(vectors_of(name), mmap_mode="r")
-            import_papers(
-                str(SHARED / f"arxiv_dev_{name}.jsonl.zst"), api.engine.index, config.model.name, vectors=matrix
-            )
+            import_papers(str(papers_file(name)), api.engine.index, config.model.name, vectors=matrix)
         (config.data_dir / "whole").touch()
     return config
 
