@@ -11,14 +11,13 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
-from tokenizers import Tokenizer
 
 from agent.config import load_config
 from agent.paths import find_model
 from agent.search.embedder import plan_batches
 from benchmarks.agent import COMMAND
-from benchmarks.data import SHARED, papers, vectors_of
+from benchmarks.bare import BareModel
+from benchmarks.data import papers, papers_file, vectors_of
 from benchmarks.report import publish
 
 BATCH_TOKENS = 512
@@ -29,13 +28,7 @@ def bare_rate(texts: list[str]) -> float:
     config = load_config(environment={})
     folder = find_model(config.data_dir, config.model.name)
     assert folder
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(256)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
+    model = BareModel(folder)
 
     def run(batch: list[list[int]]) -> None:
         ids = np.zeros((len(batch), max(map(len, batch))), np.int64)
@@ -43,10 +36,10 @@ def bare_rate(texts: list[str]) -> float:
         for row, tokens in enumerate(batch):
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
-        session.run(None, {"input_ids": ids, "attention_mask": mask})
+        model.session.run(None, {"input_ids": ids, "attention_mask": mask})
 
     started = time.perf_counter()
-    tokens = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    tokens = [encoding.ids for encoding in model.tokenizer.encode_batch(texts)]
     plan = plan_batches([len(ids) for ids in tokens], BATCH_TOKENS)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(lambda batch: run([tokens[i] for i in batch]), reversed(plan)))
@@ -101,7 +94,7 @@ def measure_embedding(count: int) -> None:
 
 
 def measure_given_vectors(size: str) -> None:
-    rate, peak = import_rate(SHARED / f"arxiv_dev_{size}.jsonl.zst", "--vectors", str(vectors_of(size)))
+    rate, peak = import_rate(papers_file(size), "--vectors", str(vectors_of(size)))
     publish(
         f"import-vectors-{size}",
         {f"{size} with vectors": {"papers_a_second": round(rate), "peak_rss_mib": peak}},
