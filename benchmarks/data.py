@@ -36,7 +36,11 @@ def papers_file(name: str) -> Path:
 
 def papers(name: str) -> Iterator[dict[str, Any]]:
     """The papers of a size, in order."""
-    with zstandard.open(papers_file(name), "rb") as lines:
+    return read_papers(papers_file(name))
+
+
+def read_papers(file: Path) -> Iterator[dict[str, Any]]:
+    with zstandard.open(file, "rb") as lines:
         for line in io.BufferedReader(lines):
             yield json.loads(line)
 

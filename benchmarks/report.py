@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from benchmarks.data import OUTPUT
 
 LIBRARIES = ("onnxruntime", "usearch", "tantivy", "awscrt", "tokenizers", "numpy")
-console = Console(width=110)
+COLUMNS = 6
+"""So many fit beside each other on the screen."""
+console = Console(width=120)
 
 
 def machine() -> dict[str, Any]:
@@ -45,13 +47,12 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
 def publish(part: str, rows: Mapping[str, Mapping[str, Any]], **facts: Any) -> None:
     """Print `rows` (name -> column -> value) as a table and write everything to benchmarks/output/PART.json."""
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    table = Table(title=part)
-    table.add_column("")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for name, row in rows.items():
-        table.add_row(name, *(str(row.get(column, "")) for column in columns))
-    console.print(table)
+    for first in range(0, len(columns), COLUMNS):
+        shown = columns[first : first + COLUMNS]
+        table = Table("", *(Column(column, justify="right") for column in shown), title=part)
+        for name, row in rows.items():
+            table.add_row(name, *(str(row.get(column, "")) for column in shown))
+        console.print(table)
     for name, value in facts.items():
         console.print(f"  {name}: {value}", highlight=False)
     OUTPUT.mkdir(parents=True, exist_ok=True)

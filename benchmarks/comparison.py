@@ -1,0 +1,135 @@
+"""Part `peers`: every engine over the same papers and the same given vectors, each in a fresh process, in one run."""
+
+import csv
+import gzip
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import zstandard
+
+from agent.config import load_config
+from agent.evaluation import ndcg
+from agent.paths import find_model
+from agent.search.api import load_embedder
+from agent.search.vectors import to_int8
+from benchmarks.bare import BareModel
+from benchmarks.data import OUTPUT, SHARED, papers_file, queries, vectors_of
+from benchmarks.exact import ExactScan, choose_filters
+from benchmarks.peers.engine import Source
+from benchmarks.peers.registry import ENGINES, in_fresh_process
+from benchmarks.report import percentiles, publish
+
+FOLDER: Final = OUTPUT / "peers"
+SCIFACT: Final = "scifact"
+
+
+def measure(size: str, engines: tuple[str, ...], count: int) -> None:
+    source = source_of(size)
+    papers = list(source.papers())
+    rows = {paper["arxiv_id"]: row for row, paper in enumerate(papers)}
+    filters = choose_filters(paper["terms"] for paper in papers)
+    del papers
+    texts = queries(count)
+    model = BareModel(model_folder())
+    vectors = [model.embed(text) for text in texts]
+    exact = ExactScan(source.vectors)
+
+    def recall(searched: dict[str, Any], allowed: Any = None) -> float:
+        ids = [[rows.get(one, one) for one in found] for found in searched["found"]]
+        each = [exact.recall(vector, found, allowed=allowed) for vector, found in zip(vectors, ids, strict=True)]
+        return round(float(np.mean(each)), 4)
+
+    table: dict[str, dict[str, Any]] = {}
+    for name in engines or tuple(ENGINES):
+        folder, built = index_of(name, size)
+        order = {"warm_up": queries(40)[20:], "queries": texts, "filters": {key: f[0] for key, f in filters.items()}}
+        done = in_fresh_process(name, {"do": "measure", "folder": str(folder), "model": str(model_folder()), **order})
+        table[name] = {
+            **_times("dense", done["dense"]["seconds"]),
+            "dense_recall": recall(done["dense"]),
+            **_times("keyword", done.get("keyword_s", [])),
+            **_times("hybrid", done["hybrid_without_embedding_s"]),
+            **_times("hybrid_embedded", done["hybrid_s"]),
+        }
+        for key, (_, allowed) in filters.items():
+            searched = done["filtered"][key]
+            table[name] |= {
+                f"{key}_p50_ms": percentiles(searched["seconds"])["p50_ms"],
+                f"{key}_recall": recall(searched, allowed),
+                f"{key}_hits": min(map(len, searched["found"])),
+            }
+        table[name] |= {f"{kind}_mib": value for kind, value in done["memory"].items()}
+        table[name] |= {"open_s": round(done["open_s"], 3), **built, "ndcg": ranking(name)}
+    publish(
+        f"peers-{size}",
+        table,
+        filters={key: chosen for key, (chosen, _) in filters.items()},
+        queries=len(texts),
+    )
+
+
+def _times(name: str, seconds: list[float]) -> dict[str, float]:
+    times = percentiles(seconds) if seconds else {}
+    return {f"{name}_{key}": value for key, value in times.items() if key != "p99_ms"}
+
+
+def model_folder() -> Path:
+    config = load_config(environment={})
+    folder = find_model(config.data_dir, config.model.name)
+    assert folder
+    return folder
+
+
+def source_of(size: str) -> Source:
+    return _scifact() if size == SCIFACT else Source(papers_file(size), vectors_of(size))
+
+
+def index_of(name: str, size: str) -> tuple[Path, dict[str, float]]:
+    """The folder of the engine's index, built at the first call and kept, and what building took."""
+    folder = FOLDER / size / ENGINES[name].folder
+    record = folder / "built.json"
+    if not record.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        index = folder / "index"
+        index.mkdir(parents=True)
+        source = source_of(size)
+        order = {"do": "build", "file": str(source.file), "vectors": str(source.vectors)}
+        done = in_fresh_process(name, {**order, "folder": str(index), "model": str(model_folder())})
+        disk = sum(path.lstat().st_blocks * 512 for path in index.rglob("*") if path.is_file())
+        built = {"build_cpu_s": round(done["cpu_s"], 1), "disk_mb": round(disk / 1e6, 1)}
+        record.write_text(json.dumps(built), "ascii")
+    kept: dict[str, float] = json.loads(record.read_text("ascii"))
+    return folder / "index", kept
+
+
+def ranking(name: str) -> float:
+    """nDCG@10 on SciFact's test questions of what the engine answers to a hybrid question."""
+    judged: dict[str, dict[str, int]] = {}
+    with (SHARED / SCIFACT / "qrels" / "test.tsv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            judged.setdefault(row["query-id"], {})[row["corpus-id"]] = int(row["score"])
+    with gzip.open(SHARED / SCIFACT / "queries.jsonl.gz", "rt", encoding="utf-8") as lines:
+        texts = {row["_id"]: row["text"] for row in map(json.loads, lines) if row["_id"] in judged}
+    folder, _ = index_of(name, SCIFACT)
+    order = {"do": "rank", "folder": str(folder), "model": str(model_folder()), "queries": list(texts.values())}
+    rankings = in_fresh_process(name, order)["rankings"]
+    gains = [ndcg(found, judged[query]) for query, found in zip(texts, rankings, strict=True)]
+    return round(float(np.mean(gains)), 4)
+
+
+def _scifact() -> Source:
+    """SciFact's documents as papers with their vectors, made at the first call."""
+    source = Source(OUTPUT / "scifact.jsonl.zst", OUTPUT / "scifact.npy")
+    if not source.vectors.is_file():
+        OUTPUT.mkdir(parents=True, exist_ok=True)
+        with gzip.open(SHARED / SCIFACT / "corpus.jsonl.gz", "rt", encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in lines]
+        papers = [{"arxiv_id": row["_id"], "title": row["title"], "abstract": row["text"]} for row in rows]
+        with zstandard.open(source.file, "wb") as file:
+            file.write("".join(json.dumps(paper) + "\n" for paper in papers).encode())
+        texts = [f"{paper['title']}. {paper['abstract']}" for paper in papers]
+        np.save(source.vectors, to_int8(load_embedder(load_config(environment={})).documents(texts, workers=2)))
+    return source
