@@ -4,13 +4,24 @@ from collections.abc import Callable
 
 import click
 
-from benchmarks import comparison, idle, importing, path, relevance, vectors
+from benchmarks import (
+    comparison,
+    filters,
+    idle,
+    importing,
+    keywords,
+    memory,
+    path,
+    relevance,
+    throughput,
+    vectors,
+)
 from benchmarks.data import SHARED, SIZES
 from benchmarks.peers import environment
 from benchmarks.peers.registry import ENGINES
 
 PARTS = ("vectors", "path", "idle", "import", "import-vectors", "relevance")
-OTHER_PARTS = ("peers",)
+OTHER_PARTS = ("throughput", "memory", "filters", "keywords", "peers")
 
 
 @click.command()
@@ -20,7 +31,7 @@ OTHER_PARTS = ("peers",)
 @click.option("--block", default=10, show_default=True, help="Questions in a block.")
 @click.option("--papers", default=10_000, show_default=True, help="Papers that the import embeds.")
 @click.option("--seconds", default=30.0, show_default=True, help="How long the idle agent is watched.")
-@click.option("--questions", default=200, show_default=True, help="Questions to each of the peers.")
+@click.option("--questions", default=200, show_default=True, help="Questions of the other parts.")
 @click.option("--engine", "engines", multiple=True, type=click.Choice(list(ENGINES)), help="Only these of the peers.")
 @click.option("--with-peers", is_flag=True, help="Install the peers first, into .venv-bench.")
 def bench(
@@ -48,6 +59,10 @@ def bench(
         "import": lambda: importing.measure_embedding(papers),
         "import-vectors": lambda: importing.measure_given_vectors(size),
         "relevance": relevance.measure,
+        "throughput": lambda: throughput.measure(size, questions),
+        "memory": lambda: memory.measure(questions),
+        "filters": lambda: filters.measure(size, questions),
+        "keywords": lambda: keywords.measure(size, questions),
         "peers": lambda: comparison.measure(size, engines, questions),
     }
     for part in parts or PARTS:
