@@ -17,11 +17,12 @@ from benchmarks import (
     vectors,
 )
 from benchmarks.data import SHARED, SIZES
+from benchmarks.glue import measuring as glue
 from benchmarks.peers import environment
 from benchmarks.peers.registry import ENGINES
 
 PARTS = ("vectors", "path", "idle", "import", "import-vectors", "relevance")
-OTHER_PARTS = ("throughput", "memory", "filters", "keywords", "peers")
+OTHER_PARTS = ("throughput", "memory", "filters", "keywords", "peers", "glue")
 
 
 @click.command()
@@ -32,6 +33,7 @@ OTHER_PARTS = ("throughput", "memory", "filters", "keywords", "peers")
 @click.option("--papers", default=10_000, show_default=True, help="Papers that the import embeds.")
 @click.option("--seconds", default=30.0, show_default=True, help="How long the idle agent is watched.")
 @click.option("--questions", default=200, show_default=True, help="Questions of the other parts.")
+@click.option("--starts", default=5, show_default=True, help="Cold starts of each server.")
 @click.option("--engine", "engines", multiple=True, type=click.Choice(list(ENGINES)), help="Only these of the peers.")
 @click.option("--with-peers", is_flag=True, help="Install the peers first, into .venv-bench.")
 def bench(
@@ -42,6 +44,7 @@ def bench(
     papers: int,
     seconds: float,
     questions: int,
+    starts: int,
     engines: tuple[str, ...],
     with_peers: bool,
 ) -> None:
@@ -63,6 +66,7 @@ def bench(
         "memory": lambda: memory.measure(questions),
         "filters": lambda: filters.measure(size, questions),
         "keywords": lambda: keywords.measure(size, questions),
+        "glue": lambda: glue.measure(size, blocks, block, starts),
         "peers": lambda: comparison.measure(size, engines, questions),
     }
     for part in parts or PARTS:
