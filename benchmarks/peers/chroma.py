@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from benchmarks.peers.engine import Engine, Question, Source
+from benchmarks.peers.engine import BUILD_EF, GRAPH_LINKS, SEARCH_EF, Engine, Question, Source
 
 BATCH = 5_000
 
@@ -18,9 +18,13 @@ class Chroma(Engine):
         return chromadb.PersistentClient(str(self.folder), Settings(anonymized_telemetry=False))
 
     def build(self, source: Source) -> None:
-        collection = self._client().create_collection(
-            "papers", embedding_function=None, configuration={"hnsw": {"space": "cosine"}}
-        )
+        graph = {
+            "space": "cosine",
+            "max_neighbors": GRAPH_LINKS,
+            "ef_construction": BUILD_EF,
+            "ef_search": SEARCH_EF,
+        }
+        collection = self._client().create_collection("papers", embedding_function=None, configuration={"hnsw": graph})
         for first, papers, vectors in source.batches(BATCH):
             collection.add(
                 ids=[str(first + row) for row in range(len(papers))],

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from benchmarks.peers.engine import FUSION_DEPTH, RRF_K, Engine, Question, Source
+from benchmarks.peers.engine import BUILD_EF, FUSION_DEPTH, GRAPH_LINKS, RRF_K, SEARCH_EF, Engine, Question, Source
 
 DIMENSIONS = 384
 BATCH = 1_000
+FULL_SCAN_BELOW_KB = 10_000
+"""Its default."""
+OVERSAMPLING = 2.0
 
 
 class QdrantFloat(Engine):
@@ -37,6 +40,7 @@ class QdrantFloat(Engine):
         quantisation = qdrant.ScalarQuantizationConfig(qdrant.ScalarType.Int8, quantile=0.99)
         return qdrant.EdgeConfig(
             vectors={"dense": qdrant.EdgeVectorParams(DIMENSIONS, qdrant.Distance.Cosine)},
+            hnsw_config=qdrant.HnswIndexConfig(GRAPH_LINKS, BUILD_EF, FULL_SCAN_BELOW_KB),
             sparse_vectors={"text": qdrant.EdgeSparseVectorParams(modifier=qdrant.Modifier.Idf)},
             quantization_config=quantisation if self.quantised else None,
         )
@@ -53,8 +57,10 @@ class QdrantFloat(Engine):
         self._library = qdrant
         self._shard = qdrant.EdgeShard.load(str(self.folder))
         self._encode = self._bm25()
-        quantisation = qdrant.QuantizationSearchParams(rescore=self.rescored)
-        self._params = qdrant.SearchParams(quantization=quantisation if self.quantised else None)
+        quantisation = qdrant.QuantizationSearchParams(
+            rescore=self.rescored, oversampling=OVERSAMPLING if self.rescored else None
+        )
+        self._params = qdrant.SearchParams(SEARCH_EF, quantization=quantisation if self.quantised else None)
 
     def dense(self, question: Question, limit: int, within: Sequence[str] = ()) -> list[int]:
         condition = None
@@ -97,7 +103,7 @@ class QdrantInt8(QdrantFloat):
 
 
 class QdrantInt8Rescored(QdrantInt8):
-    """The same files; what the quantised vectors find is ordered by the f32 ones."""
+    """The same files; of twice as many as asked for the f32 vectors choose the best."""
 
     rescored = True
 
