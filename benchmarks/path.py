@@ -73,6 +73,7 @@ async def _interleave(size: str, direct: Any, agent: Any, texts: list[str], bloc
         f"path-{size}",
         rows,
         ratio_of_medians=round(statistics.median(medians[0]) / statistics.median(medians[1]), 3),
+        ratio_of_p99=round(rows["over MQTT"]["p99_ms"] / rows["direct"]["p99_ms"], 3),
         p99_over_p50=round(rows["over MQTT"]["p99_ms"] / rows["over MQTT"]["p50_ms"], 2),
         cpu_ratio=round(used["agent"] / used["direct"], 3),
         stages_p50_ms={stage: round(statistics.median(taken), 3) for stage, taken in stages.items()},
