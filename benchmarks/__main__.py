@@ -12,6 +12,7 @@ from benchmarks import (
     keywords,
     memory,
     path,
+    picture,
     relevance,
     throughput,
     vectors,
@@ -22,7 +23,7 @@ from benchmarks.peers import environment
 from benchmarks.peers.registry import ENGINES
 
 PARTS = ("vectors", "path", "idle", "import", "import-vectors", "relevance")
-OTHER_PARTS = ("throughput", "memory", "filters", "keywords", "peers", "glue")
+OTHER_PARTS = ("throughput", "memory", "filters", "keywords", "peers", "glue", "picture")
 
 
 @click.command()
@@ -48,7 +49,10 @@ def bench(
     engines: tuple[str, ...],
     with_peers: bool,
 ) -> None:
-    """Measure this machine. Without PARTS: vectors, path, idle, import, import-vectors, relevance."""
+    """Measure this machine. Without PARTS: vectors, path, idle, import, import-vectors, relevance.
+
+    `peers` and `glue` need --with-peers once. `picture` draws docs/measurements.svg from what was measured last.
+    """
     if not SHARED.is_dir():
         raise click.ClickException(
             f"the bench needs real papers, in {SHARED.name} of the shared folder beside the checkout"
@@ -67,6 +71,7 @@ def bench(
         "filters": lambda: filters.measure(size, questions),
         "keywords": lambda: keywords.measure(size, questions),
         "glue": lambda: glue.measure(size, blocks, block, starts),
+        "picture": picture.draw,
         "peers": lambda: comparison.measure(size, engines, questions),
     }
     for part in parts or PARTS:
