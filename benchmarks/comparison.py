@@ -43,16 +43,21 @@ def measure(size: str, engines: tuple[str, ...], count: int) -> None:
         return round(float(np.mean(each)), 4)
 
     table: dict[str, dict[str, Any]] = {}
+    versions = set()
     for name in engines or tuple(ENGINES):
         folder, built = index_of(name, size)
         order = {"warm_up": queries(40)[20:], "queries": texts, "filters": {key: f[0] for key, f in filters.items()}}
         done = in_fresh_process(name, {"do": "measure", "folder": str(folder), "model": str(model_folder()), **order})
+        pairs = zip(done["hybrid_s"], done["hybrid_without_embedding_s"], strict=True)
+        embedding = [whole - without for whole, without in pairs]
         table[name] = {
             **_times("dense", done["dense"]["seconds"]),
             "dense_recall": recall(done["dense"]),
             **_times("keyword", done.get("keyword_s", [])),
             **_times("hybrid", done["hybrid_without_embedding_s"]),
             **_times("hybrid_embedded", done["hybrid_s"]),
+            # The same work in every process: where it differs, the machine was not the same.
+            "embedding_p50_ms": percentiles(embedding)["p50_ms"],
         }
         for key, (_, allowed) in filters.items():
             searched = done["filtered"][key]
@@ -62,12 +67,14 @@ def measure(size: str, engines: tuple[str, ...], count: int) -> None:
                 f"{key}_hits": min(map(len, searched["found"])),
             }
         table[name] |= {f"{kind}_mib": value for kind, value in done["memory"].items()}
+        versions.add(done["version"])
         table[name] |= {"open_s": round(done["open_s"], 3), **built, "ndcg": ranking(name)}
     publish(
         f"peers-{size}",
         table,
         filters={key: chosen for key, (chosen, _) in filters.items()},
         queries=len(texts),
+        versions=sorted(versions),
     )
 
 

@@ -9,6 +9,7 @@
 import json
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ def build(engine: Engine, order: dict[str, Any]) -> dict[str, Any]:
 def measure(engine: Engine, order: dict[str, Any]) -> dict[str, Any]:
     from benchmarks.peers import measuring
 
-    return measuring.measure(engine, order["warm_up"], order["queries"], order["filters"], LIMIT)
+    distribution = ENGINES[order["engine"]].distribution
+    measured = measuring.measure(engine, order["warm_up"], order["queries"], order["filters"], LIMIT)
+    return {**measured, "version": f"{distribution} {version(distribution)}"}
 
 
 def rank(engine: Engine, order: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,8 @@ class Entry(NamedTuple):
     kind: str
     folder: str
     """Engines of one folder share its files."""
+    distribution: str
+    """The package whose version is named with the results."""
 
     def engine(self, folder: Path, model: Path) -> Engine:
         kind = getattr(importlib.import_module(f"benchmarks.peers.{self.module}"), self.kind)
@@ -25,13 +27,13 @@ class Entry(NamedTuple):
 
 
 ENGINES: Final = {
-    OURS: Entry("ours", "Ours", "ours"),
-    "qdrant-edge i8": Entry("qdrant", "QdrantInt8", "qdrant-i8"),
-    "qdrant-edge i8 rescored": Entry("qdrant", "QdrantInt8Rescored", "qdrant-i8"),
-    "qdrant-edge f32": Entry("qdrant", "QdrantFloat", "qdrant-f32"),
-    "lancedb HNSW_SQ": Entry("lance", "Lance", "lance"),
-    "chroma": Entry("chroma", "Chroma", "chroma"),
-    "sqlite-vec i8 + FTS5": Entry("sqlite_vec", "SqliteVec", "sqlite-vec"),
+    OURS: Entry("ours", "Ours", "ours", "usearch"),
+    "qdrant-edge i8": Entry("qdrant", "QdrantInt8", "qdrant-i8", "qdrant-edge-py"),
+    "qdrant-edge i8 rescored": Entry("qdrant", "QdrantInt8Rescored", "qdrant-i8", "qdrant-edge-py"),
+    "qdrant-edge f32": Entry("qdrant", "QdrantFloat", "qdrant-f32", "qdrant-edge-py"),
+    "lancedb HNSW_SQ": Entry("lance", "Lance", "lance", "lancedb"),
+    "chroma": Entry("chroma", "Chroma", "chroma", "chromadb"),
+    "sqlite-vec i8 + FTS5": Entry("sqlite_vec", "SqliteVec", "sqlite-vec", "sqlite-vec"),
 }
 
 
