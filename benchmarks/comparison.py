@@ -70,7 +70,7 @@ def measure(size: str, engines: tuple[str, ...], count: int) -> None:
         versions.add(done["version"])
         table[name] |= {"open_s": round(done["open_s"], 3), **built, "ndcg": ranking(name)}
     publish(
-        f"peers-{size}",
+        f"peers-{size}-part" if engines else f"peers-{size}",  # a part does not replace the whole
         table,
         filters={key: chosen for key, (chosen, _) in filters.items()},
         queries=len(texts),
