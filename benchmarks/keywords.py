@@ -53,7 +53,8 @@ def _queries(api: SearchAPI, count: int) -> dict[str, list[str]]:
     choose = random.Random(SEED)
     rows = list(islice(papers("10k"), 4 * count))
     terms = api.engine.index.keywords.terms
-    words = [word for row in rows for word in row["title"].split() if word.isalpha() and len(terms(word)) == 1]
+    # Beside another word a stop word is no term.
+    words = [word for row in rows for word in row["title"].split() if word.isalpha() and len(terms(f"q {word}")) == 2]
     asked = {f"{n} terms": [" ".join(choose.sample(words, n)) for _ in range(count)] for n in LENGTHS}
     mixed = queries(2 * count)
     abstracts = [row["abstract"] for row in rows[:count]]

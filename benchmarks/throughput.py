@@ -20,12 +20,14 @@ def measure(size: str, questions: int) -> None:
     rows = {name: summary(loads) for name, loads in (("1 client", one), (f"{CLIENTS} clients", many))}
     alone = statistics.median(load.cpu_s_per_answer for load in one)
     together = statistics.median(load.cpu_s_per_answer for load in many)
+    left = statistics.median(load.cores_left for load in many)
     rate = statistics.median(load.per_second for load in many)
     publish(
         f"throughput-{size}",
         rows,
         # What the cores allow if an answer costs all three sides together what it costs under this load / alone.
         share_of_what_cores_allow=round(rate * together / cores, 3),
+        share_of_what_others_left=round(rate * together / left, 3),
         share_at_the_cost_of_one_client=round(rate * alone / cores, 3),
         rounds=ROUNDS,
         questions_a_round=questions,
