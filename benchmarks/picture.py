@@ -18,7 +18,7 @@ RESULTS: Final = ROOT / "benchmarks" / "results"
 PICTURE: Final = ROOT / "docs" / "measurements.svg"
 OURS_COLOUR, OTHER_COLOUR, TEXT_COLOUR = "#3b82f6", "#9aa0a6", "#80868b"
 WIDTH, MARGIN, GAP = 840, 12, 40
-NAME_WIDTH, VALUE_WIDTH, ROW_HEIGHT, TITLE_HEIGHT = 150, 52, 17, 26
+NAME_WIDTH, VALUE_WIDTH, ROW_HEIGHT, TITLE_HEIGHT = 156, 52, 17, 26
 LOG_FROM: Final = 12.0
 """Values further apart than this are dots on a logarithmic scale: bars would hide the small ones."""
 
@@ -78,7 +78,7 @@ def _read(part: str) -> Any:
 
 
 def _panel(title: str, rows: dict[str, float], width: int) -> tuple[list[str], int]:
-    """The marks of one panel, best name first as given, and its height."""
+    """The marks of one panel, in the order given, and its height."""
     values = list(rows.values())
     logarithmic = max(values) / max(min(values), 1e-9) > LOG_FROM
     room = width - NAME_WIDTH - VALUE_WIDTH
@@ -97,7 +97,7 @@ def _panel(title: str, rows: dict[str, float], width: int) -> tuple[list[str], i
             lines.append(
                 f'<rect x="{NAME_WIDTH}" y="{y - 5}" width="{end - NAME_WIDTH:.1f}" height="10" fill="{colour}"/>'
             )
-        lines.append(_text(end + 8, y + 4, f"{value:.3g}", anchor="start"))
+        lines.append(_text(end + 8, y + 4, f"{value:.0f}" if value >= 100 else f"{value:.3g}", anchor="start"))
     return lines, TITLE_HEIGHT + len(rows) * ROW_HEIGHT + MARGIN
 
 
