@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -16,10 +17,11 @@ from agent.paths import find_model
 from agent.search.api import load_embedder
 from agent.search.vectors import to_int8
 from benchmarks.bare import BareModel
-from benchmarks.data import OUTPUT, SHARED, papers_file, queries, vectors_of
+from benchmarks.data import OUTPUT, SHARED, layout, papers_file, queries, vectors_of
 from benchmarks.exact import ExactScan, choose_filters
 from benchmarks.peers.engine import Source
-from benchmarks.peers.registry import ENGINES, in_fresh_process
+from benchmarks.peers.environment import LOCK
+from benchmarks.peers.registry import ENGINES, OURS, in_fresh_process
 from benchmarks.report import percentiles, publish
 
 FOLDER: Final = OUTPUT / "peers"
@@ -96,22 +98,32 @@ def source_of(size: str) -> Source:
     return _scifact() if size == SCIFACT else Source(papers_file(size), vectors_of(size))
 
 
-def index_of(name: str, size: str) -> tuple[Path, dict[str, float]]:
-    """The folder of the engine's index, built at the first call and kept, and what building took."""
+def index_of(name: str, size: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of the engine's index, and what building took.
+
+    Built at the first call and kept until the way in which it is built changes.
+    """
     folder = FOLDER / size / ENGINES[name].folder
-    record = folder / "built.json"
-    if not record.is_file():
+    record, index, stamp = folder / "built.json", folder / "index", _stamp(name)
+    built: dict[str, Any] = json.loads(record.read_text("ascii")) if record.is_file() else {}
+    if built.get("stamp") != stamp:
         shutil.rmtree(folder, ignore_errors=True)
-        index = folder / "index"
         index.mkdir(parents=True)
         source = source_of(size)
         order = {"do": "build", "file": str(source.file), "vectors": str(source.vectors)}
         done = in_fresh_process(name, {**order, "folder": str(index), "model": str(model_folder())})
         disk = sum(path.lstat().st_blocks * 512 for path in index.rglob("*") if path.is_file())
-        built = {"build_cpu_s": round(done["cpu_s"], 1), "disk_mb": round(disk / 1e6, 1)}
+        built = {"stamp": stamp, "build_cpu_s": round(done["cpu_s"], 1), "disk_mb": round(disk / 1e6, 1)}
         record.write_text(json.dumps(built), "ascii")
-    kept: dict[str, float] = json.loads(record.read_text("ascii"))
-    return folder / "index", kept
+    return index, {key: built[key] for key in ("build_cpu_s", "disk_mb")}
+
+
+def _stamp(name: str) -> str:
+    """Of all that decides what an index holds: the peer's module and the versions, or the layout of papers.db."""
+    if name == OURS:
+        return layout()
+    module = Path(__file__).parent / "peers" / f"{ENGINES[name].module}.py"
+    return hashlib.sha256(module.read_bytes() + LOCK.read_bytes()).hexdigest()
 
 
 def ranking(name: str) -> float:

@@ -1,7 +1,11 @@
 """Inputs of the bench: real papers beside the checkout, corpora made from them once and kept."""
 
+import gzip
+import hashlib
+import inspect
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +16,7 @@ import zstandard
 from agent.config import Config, load_config
 from agent.corpus.importer import import_papers
 from agent.search import SearchAPI
+from agent.store import schema
 from benchmarks.multiplied import write_multiplied
 
 ROOT: Final = Path(__file__).parents[1]
@@ -60,21 +65,29 @@ def vectors_of(name: str) -> Path:
 
 
 def corpus(name: str) -> Config:
-    """A corpus of `name` with the given vectors, made at the first call; the configuration to use it."""
+    """A corpus of `name` with the given vectors, made at the first call; the configuration to use it.
+
+    It is made anew when the agent lays out papers.db in another way; the caches the agent mends itself.
+    """
     config = load_config(environment={}, data_dir=OUTPUT / f"corpus-{name}")
-    if not (config.data_dir / "whole").is_file():
+    whole = config.data_dir / "whole"
+    if not whole.is_file() or whole.read_text("ascii") != layout():
+        shutil.rmtree(config.data_dir, ignore_errors=True)
         with SearchAPI(config) as api:
             api.open(owner=True, model=False)
             matrix = np.load(vectors_of(name), mmap_mode="r")
             import_papers(str(papers_file(name)), api.engine.index, config.model.name, vectors=matrix)
-        (config.data_dir / "whole").touch()
+        whole.write_text(layout(), "ascii")
     return config
+
+
+def layout() -> str:
+    """Of papers.db, as the code has it."""
+    return hashlib.sha256(inspect.getsource(schema).encode()).hexdigest()
 
 
 def queries(count: int) -> list[str]:
     """Half questions (SciFact claims), half titles of papers, interleaved."""
-    import gzip
-
     with gzip.open(SHARED / "scifact" / "queries.jsonl.gz", "rt", encoding="utf-8") as lines:
         claims = [json.loads(line)["text"] for line in lines][: count // 2]
     titles = [paper["title"] for paper, _ in zip(papers("10k"), range(count // 2), strict=False)]
