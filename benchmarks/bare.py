@@ -32,9 +32,10 @@ class BareModel:
         return self.session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0][0]
 
 
-def int8_of(vector: Any) -> Any:
-    """Scaled by its own largest component to +-127, as the stored vectors are."""
-    return np.rint(vector / np.abs(vector).max() * 127).astype(np.int8)
+def int8_of(vectors: Any) -> Any:
+    """A vector, or rows of them, each scaled by its own largest component to +-127, as the stored ones are."""
+    largest = np.maximum(np.abs(vectors).max(axis=-1, keepdims=True), 1e-12)
+    return np.rint(vectors / largest * 127).astype(np.int8)
 
 
 class BareKeywords:

@@ -15,8 +15,7 @@ from agent.config import load_config
 from agent.evaluation import ndcg
 from agent.paths import find_model
 from agent.search.api import load_embedder
-from agent.search.vectors import to_int8
-from benchmarks.bare import BareModel
+from benchmarks.bare import BareModel, int8_of
 from benchmarks.data import OUTPUT, SHARED, layout, papers_file, queries, vectors_of
 from benchmarks.exact import ExactScan, choose_filters
 from benchmarks.peers.engine import Source
@@ -153,5 +152,5 @@ def _scifact() -> Source:
         with zstandard.open(source.file, "wb") as file:
             file.write("".join(json.dumps(paper) + "\n" for paper in papers).encode())
         texts = [f"{paper['title']}. {paper['abstract']}" for paper in papers]
-        np.save(source.vectors, to_int8(load_embedder(load_config(environment={})).documents(texts, workers=2)))
+        np.save(source.vectors, int8_of(load_embedder(load_config(environment={})).documents(texts, workers=2)))
     return source

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import zstandard
 
-from agent.search.vectors import to_int8
+from benchmarks.bare import int8_of
 
 SEED: Final = 750
 NOISE: Final = 20.0
@@ -37,7 +37,7 @@ def _write_vectors(original: Any, rows: int, path: Path) -> None:
         part = np.asarray(original[: last - first], np.float32)
         if copy:
             part += np.random.default_rng([SEED, copy]).normal(0, NOISE, part.shape).astype(np.float32)
-        written[first:last] = to_int8(part)
+        written[first:last] = int8_of(part)
     written.flush()
 
 
