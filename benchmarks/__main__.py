@@ -10,6 +10,7 @@ from benchmarks import (
     idle,
     importing,
     keywords,
+    kills,
     memory,
     path,
     picture,
@@ -23,7 +24,7 @@ from benchmarks.peers import environment
 from benchmarks.peers.registry import ENGINES
 
 PARTS = ("vectors", "path", "idle", "import", "import-vectors", "relevance")
-OTHER_PARTS = ("throughput", "memory", "filters", "keywords", "peers", "glue", "picture")
+OTHER_PARTS = ("throughput", "memory", "filters", "keywords", "kills", "peers", "glue", "picture")
 
 
 @click.command()
@@ -31,7 +32,7 @@ OTHER_PARTS = ("throughput", "memory", "filters", "keywords", "peers", "glue", "
 @click.option("--size", type=click.Choice(SIZES), default="10k", show_default=True, help="Papers in the corpus.")
 @click.option("--blocks", default=60, show_default=True, help="Interleaved blocks of the path.")
 @click.option("--block", default=10, show_default=True, help="Questions in a block.")
-@click.option("--papers", default=10_000, show_default=True, help="Papers that the import embeds.")
+@click.option("--papers", default=10_000, show_default=True, help="Papers that the import embeds, or that kills adds.")
 @click.option("--seconds", default=30.0, show_default=True, help="How long the idle agent is watched.")
 @click.option("--questions", default=200, show_default=True, help="Questions of the other parts.")
 @click.option("--starts", default=5, show_default=True, help="Cold starts of each server.")
@@ -70,6 +71,7 @@ def bench(
         "memory": lambda: memory.measure(questions),
         "filters": lambda: filters.measure(size, questions),
         "keywords": lambda: keywords.measure(size, questions),
+        "kills": lambda: kills.measure(papers, 50),
         "glue": lambda: glue.measure(size, blocks, block, starts),
         "picture": picture.draw,
         "peers": lambda: comparison.measure(size, engines, questions),
