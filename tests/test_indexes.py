@@ -16,6 +16,7 @@ from agent.search import SearchAPI, fusion
 from agent.search.corpus_index import CorpusIndex
 from agent.search.embedder import Embedder
 from agent.search.engine import SearchEngine
+from agent.search.segments import problems_of
 from agent.search.similarity import cosines, to_int8
 from agent.search.vectors import TAIL_ROWS
 
@@ -76,6 +77,29 @@ def test_a_short_corpus_is_searched_exactly(tmp_path_factory, seed: int, count: 
         keys = index.vectors.nearest(query, 5)
         expected = np.argsort(-cosines(query, matrix), kind="stable")[:5] + 1
         assert set(expected.tolist()) <= set(keys.tolist())
+
+
+def test_papers_that_change_again_and_again_do_not_crowd_out_the_others(tmp_path: Path, monkeypatch) -> None:
+    """Each version has a vector of its own; those of former versions must not take the candidates' places."""
+    monkeypatch.setattr("agent.search.vectors.TAIL_ROWS", 60)
+    matrix = to_int8(np.random.default_rng(1).normal(size=(300, DIMENSIONS)).astype(np.float32))
+    with CorpusIndex(tmp_path, MODEL, DIMENSIONS, owner=True) as index:
+        for version in range(12):
+            papers = [Paper(f"2001.{i:05d}", f"word{i} in version {version}", version=version) for i in range(300)]
+            for start in range(0, 300, 50):
+                part = slice(start, start + 50)
+                index.papers.put_vectors(MODEL, index.papers.put(papers[part]).keys, matrix[part])
+                index.catch_up()
+        current = set(index.papers.keys().tolist())
+        assert len(index.vectors) <= 2 * 300
+        assert list(problems_of(index.vectors.folder)) == []
+        names = {key: paper.arxiv_id for key, paper in index.papers.papers()}
+        for seed in range(20):
+            near = [key for key in index.vectors.nearest(query_vector(seed), 100).tolist() if key in current]
+            exact = np.argsort(-cosines(query_vector(seed), matrix), kind="stable")[:10]
+            assert {f"2001.{n:05d}" for n in exact} <= {names[key] for key in near}
+    with CorpusIndex(tmp_path, MODEL, DIMENSIONS, owner=False) as index:
+        assert current <= set(index.vectors.nearest(query_vector(1), 10_000).tolist())
 
 
 def test_int8_vectors_keep_their_direction() -> None:

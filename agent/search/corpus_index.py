@@ -12,7 +12,7 @@ from typing import Final, Self
 from agent.errors import DamagedIndexError
 from agent.paths import sync_folder
 from agent.search.keywords import KeywordIndex
-from agent.search.vectors import TAIL_ROWS, VectorIndex
+from agent.search.vectors import STALE_SHARE, TAIL_ROWS, VectorIndex
 from agent.store.generations import CACHES_LOCK, IN_USE, FolderLock
 from agent.store.papers import PaperStore
 
@@ -146,6 +146,9 @@ class CorpusIndex:
             self.vectors.extend(run)
             if self.writable and self.vectors.tail_is_long():
                 self.vectors.flush()
+                current = self.papers.count_embedded(self._model)
+                if len(self.vectors) - current > current // STALE_SHARE:
+                    self.vectors.compact(self.papers.keys())
 
     def close(self) -> None:
         self.papers.close()

@@ -14,7 +14,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from agent.errors import CorpusError
 from agent.paths import sync_file
 from agent.search.native import usearch_index
-from agent.search.similarity import Floats, closest
+from agent.search.similarity import Floats, closest, cosines, to_int8
 from agent.store.papers import Int8Matrix
 
 SCANNED_ROWS: Final = 4_096
@@ -35,6 +35,13 @@ EXPANSION_ADD: Final = 256
 EXPANSION_SEARCH: Final = 192
 
 Keys = NDArray[np.int64]
+
+
+class Near(NamedTuple):
+    """Papers near a query, in no order, and about 1 - cosine of each: enough to compare segments by."""
+
+    keys: Keys
+    distances: NDArray[np.float32]
 
 
 class Segment:
@@ -67,13 +74,20 @@ class Segment:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def search(self, query: Floats, small: Int8Matrix, limit: int) -> Keys:
-        """About the `limit` nearest; `small` is the query as int8."""
+    def search(self, query: Floats, limit: int) -> Near:
+        """About the `limit` nearest."""
         if len(self) <= SCANNED_ROWS:
-            return self.keys[np.isin(self.rows, closest(query, self.matrix, limit))]
+            rows = closest(query, self.matrix, limit)
+            return Near(self._keys_of(rows), 1 - cosines(query, self.matrix[rows]))
         with self._guard:
-            matches = self._graph.search(small, limit, threads=1)
-        return np.asarray(matches.keys).astype(np.int64)
+            matches = self._graph.search(to_int8(query), limit, threads=1)
+        return Near(np.asarray(matches.keys).astype(np.int64), np.asarray(matches.distances))
+
+    def _keys_of(self, rows: NDArray[np.intp]) -> Keys:
+        of_row = np.empty(len(self), np.int64)
+        of_row[self.rows] = self.keys
+        keys: Keys = of_row[rows]
+        return keys
 
     @staticmethod
     def build(folder: Path, name: str, keys: Keys, matrix: Int8Matrix) -> None:

@@ -17,12 +17,16 @@ from numpy.typing import NDArray
 
 from agent.paths import write_file
 from agent.search.native import damage_of
-from agent.search.segments import STATE, Segment, file_crc, files_of, problems_of, read_state
-from agent.search.similarity import Floats, closest, cosines, to_int8
+from agent.search.segments import STATE, Near, Segment, file_crc, files_of, problems_of, read_state
+from agent.search.similarity import Floats, closest, cosines
 from agent.store.papers import Int8Matrix, StoredVectors
 
 TAIL_ROWS: Final = 2_048
 """A longer tail becomes a segment. Scanning it takes about 0.3 ms; adding to a graph 0.5 ms a vector."""
+SPARE: Final = 8
+"""One in so many candidates is kept beyond those wanted."""
+STALE_SHARE: Final = 4
+"""A segment of which one row in so many belongs to no current paper is made again without them."""
 SEGMENT_ROWS: Final = 200_000
 """A larger segment is not merged any more: building it would need too much memory on a small board."""
 
@@ -68,6 +72,7 @@ class VectorIndex:
             self._sweep()
 
     def _open(self, *, check: bool = False) -> None:
+        self._crcs: dict[str, int] = {}  # of the files of the segments
         segments, self.reached = self._open_segments(check=check)
         self._segments_reach = self.reached
         self._view = _View(segments, np.empty(0, np.int64), np.empty((0, self.dimensions), np.int8))
@@ -94,6 +99,7 @@ class VectorIndex:
             if check and any(problems_of(self.folder)):
                 return (), 0
             segments = tuple(Segment(self.folder, name, self.dimensions) for name in state["segments"])
+            self._crcs = {file: state["crc32"][file] for name in state["segments"] for file in files_of(name)}
             return segments, int(state["seq"])
         except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, RuntimeError):
             return (), 0
@@ -125,17 +131,37 @@ class VectorIndex:
             keys.append(segment.keys)
             matrices.append(segment.matrix[segment.rows])
             rows += len(segment)
-        name = f"{self.reached:012d}"
-        Segment.build(self.folder, name, np.concatenate(keys), np.concatenate(matrices))
-        names = [*(segment.name for segment in keep), name]
-        crcs = {file: file_crc(self.folder / file) for file in files_of(name)}
-        known = read_state(self.folder)["crc32"] if keep else {}
-        crcs |= {file: known[file] for segment in keep for file in files_of(segment.name)}
-        state = {"corpus": self._corpus, "model": self.model, "seq": self.reached, "segments": names, "crc32": crcs}
+        new = self._built(f"{self.reached:012d}", np.concatenate(keys), np.concatenate(matrices))
+        empty = np.empty(0, np.int64), np.empty((0, self.dimensions), np.int8)
+        self._commit(_View((*keep, new), *empty), self.reached)
+
+    def compact(self, current: Keys) -> None:
+        """Leave the vectors of papers that are no longer `current` out of segments that hold many of them."""
+        kept: list[Segment] = []
+        for number, segment in enumerate(self._view.segments):
+            alive = np.isin(segment.keys, current)
+            if alive.sum() * STALE_SHARE >= len(segment) * (STALE_SHARE - 1):
+                kept.append(segment)
+            elif alive.any():
+                name = f"{self._segments_reach:012d}-{number}"
+                kept.append(self._built(name, segment.keys[alive], segment.matrix[segment.rows[alive]]))
+        self._commit(self._view._replace(segments=tuple(kept)), self._segments_reach)
+
+    def _built(self, name: str, keys: Keys, matrix: Int8Matrix) -> Segment:
+        Segment.build(self.folder, name, keys, matrix)
+        return Segment(self.folder, name, self.dimensions)
+
+    def _commit(self, view: _View, reached: int) -> None:
+        """Make the segments of a view those of the folder, and search them."""
+        before = set(self._view.segments)
+        crcs: dict[str, int] = {}
+        for segment in view.segments:
+            for file in files_of(segment.name):
+                crcs[file] = self._crcs[file] if segment in before else file_crc(self.folder / file)
+        names = [segment.name for segment in view.segments]
+        state = {"corpus": self._corpus, "model": self.model, "seq": reached, "segments": names, "crc32": crcs}
         write_file(self.folder / STATE, json.dumps(state).encode())
-        segments = (*keep, Segment(self.folder, name, self.dimensions))
-        self._view = _View(segments, np.empty(0, np.int64), np.empty((0, self.dimensions), np.int8))
-        self._segments_reach = self.reached
+        self._view, self._segments_reach, self._crcs = view, reached, crcs
         self._sweep()
 
     def _sweep(self) -> None:
@@ -148,16 +174,22 @@ class VectorIndex:
     # -- searching --------------------------------------------------------------------------------------------
 
     def nearest(self, query: Floats, limit: int) -> Keys:
-        """Candidates: about the `limit` nearest of each segment and of the tail, in no order.
+        """Candidates: the `limit` nearest and a few more, in no order.
 
         Raises DamagedIndexError, as all of these do.
         """
         view = self._view
-        small = to_int8(query)
         with damage_of("vectors"):
-            found = [segment.search(query, small, min(limit, len(segment))) for segment in view.segments]
-            found.append(view.tail_keys[closest(query, view.tail, limit)])
-            return np.concatenate(found)
+            found = [segment.search(query, min(limit, len(segment))) for segment in view.segments]
+            if len(view.tail_keys) or not found:
+                rows = closest(query, view.tail, limit)
+                found.append(Near(view.tail_keys[rows], 1 - cosines(query, view.tail[rows])))
+        keys = np.concatenate([near.keys for near in found])
+        few = limit + limit // SPARE
+        if len(keys) <= few:
+            return keys
+        # Distances by the int8 query are off by a little, so a few more than wanted are kept.
+        return keys[np.argpartition(np.concatenate([near.distances for near in found]), few)[:few]]
 
     def nearest_among(self, query: Floats, keys: Keys, limit: int) -> Keys:
         """The `limit` nearest of the given papers, by an exact scan; those without a vector come last."""

@@ -241,6 +241,11 @@ class PaperStore:
         return found
 
     @_named
+    def keys(self) -> NDArray[np.int64]:
+        """The keys of all papers, rising."""
+        return np.fromiter((row[0] for row in self.db.execute("SELECT key FROM papers ORDER BY key")), np.int64)
+
+    @_named
     def find(self, arxiv_id: str) -> tuple[int, Paper] | None:
         """The key and the paper of an arXiv id."""
         return self._by_ids(self.db, [arxiv_id]).get(arxiv_id)
