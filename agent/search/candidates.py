@@ -7,7 +7,6 @@ never changes an earlier one.
 """
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -83,7 +82,8 @@ def _tier(index: CorpusIndex, question: Question, ranking: Ranking, size: int, c
     if question.mode == "semantic":
         cosine = _cosines(index.vectors, question.vector, near)
         clock.lap("vectors")
-        return islice(_in_order(near, fusion.cosine_score(cosine)), size)
+        order = fusion.ranking(near, cosine)[:size]  # by the cosine as it is: below 0 all score 0, and still differ
+        return zip(near[order].tolist(), fusion.cosine_score(cosine[order]).tolist(), strict=True)
     clock.lap("vectors")
     if question.matches and size == ranking.candidates:
         known = question.matches.result()
