@@ -100,8 +100,12 @@ class MQTTSearchBridge:
         if message.expires is not None and time.monotonic() > message.expires:
             error = RequestError("expired", "the message waited longer than its expiry interval allows")
             self._send(message, self._handlers.refusal(message, error))
-        else:
-            self._send(message, self._handlers.kinds[message.topic](message))
+            return
+        answer = self._handlers.kinds[message.topic](message)
+        if message.topic == self._topics.corpus_updates:
+            # It is in papers.db (or was refused): acknowledged at once, so that no later update overtakes it.
+            message.acknowledge()
+        self._send(message, answer)
 
     def _overloaded(self, message: Message) -> None:
         error = RequestError("overloaded", "more messages are waiting than the agent can hold; send it again later")
@@ -128,7 +132,7 @@ class MQTTSearchBridge:
         if not error.final and not message.lost and not self._closing:
             # The link stands but the broker did not answer in time: try again. Of a link that is gone the broker
             # holds the message and delivers it again.
-            self._loop.call_later(RETRY_S, self._submit, message)
+            self._loop.call_later(RETRY_S, self._send, message, answer)
         elif error.final and answer.outcome != "errors":
             self._send(message, self._handlers.refused_by_broker(message))
         else:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from agent.config import SearchConfig
 from agent.corpus.embedding import embed_missing
-from agent.domain import Paper, SearchRequest
+from agent.domain import Filters, Paper, SearchRequest
 from agent.search import SearchAPI, fusion
 from agent.search.corpus_index import CorpusIndex
 from agent.search.embedder import Embedder
@@ -92,7 +93,7 @@ def test_papers_that_change_again_and_again_do_not_crowd_out_the_others(tmp_path
                 index.catch_up()
         current = set(index.papers.keys().tolist())
         assert len(index.vectors) <= 2 * 300
-        assert list(problems_of(index.vectors.folder)) == []
+        assert list(problems_of(index.vectors.folder, index.papers.corpus_id(), index.papers.last_vector())) == []
         names = {key: paper.arxiv_id for key, paper in index.papers.papers()}
         for seed in range(20):
             near = [key for key in index.vectors.nearest(query_vector(seed), 100).tolist() if key in current]
@@ -100,6 +101,36 @@ def test_papers_that_change_again_and_again_do_not_crowd_out_the_others(tmp_path
             assert {f"2001.{n:05d}" for n in exact} <= {names[key] for key in near}
     with CorpusIndex(tmp_path, MODEL, DIMENSIONS, owner=False) as index:
         assert current <= set(index.vectors.nearest(query_vector(1), 10_000).tolist())
+
+
+def test_one_paper_that_changes_a_thousand_times_is_still_found(index: CorpusIndex) -> None:
+    fill(index, 150)
+    for version in range(1, 1_001):
+        keys = index.papers.put([Paper("9901.00001", f"zebra {version}", version=version)]).keys
+        index.papers.put_vectors(MODEL, keys, to_int8(query_vector(1)[None]))
+        if version % 10 == 0:
+            index.catch_up()
+    assert keys[0] in index.vectors.nearest(query_vector(1), 100)
+    assert len(index.vectors) <= 160
+
+
+def test_remembered_filters_are_few_and_go_with_the_index_they_are_of(index: CorpusIndex) -> None:
+    fill(index, 3)
+    for number in range(200):
+        index.keywords.allowed(Filters(authors=(f"Nobody {number}",)), 0)
+    remembered = index.keywords._allowed  # noqa: SLF001  what it costs shows nowhere else
+    assert len(remembered) <= 64
+    fill(index, 1, start=10)
+    assert not remembered
+
+
+def test_threads_that_have_ended_leave_no_connection_behind(index: CorpusIndex) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(50):
+        thread = threading.Thread(target=index.papers.count)
+        thread.start()
+        thread.join()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 10
 
 
 def test_int8_vectors_keep_their_direction() -> None:

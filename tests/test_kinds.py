@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import threading
+from concurrent.futures import Future
 
 import numpy as np
 import paho.mqtt.client as paho
@@ -166,6 +167,44 @@ async def test_what_waited_too_long_expires_and_what_does_not_fit_is_refused_as_
         await bridge.close()
         await connection.stop()
     assert dict(bridge.counters) == {"requests": 4, "answers": 2, "errors": 2}
+
+
+async def test_an_update_is_acknowledged_once_it_is_stored_also_while_its_report_is_under_way(
+    broker, sample_data_dir, monkeypatch, client: Client
+) -> None:
+    """Else a later update, acknowledged first, could be overtaken: after a lost link the earlier one would come again."""
+    with SearchAPI(load_config(environment={}, data_dir=sample_data_dir)) as api:
+        api.open(owner=True, model=False)
+        connection = Connection(Broker("127.0.0.1", broker.port, "updated"))
+        bridge = MQTTSearchBridge(connection, api)
+        await bridge.setup()
+        connection.start()
+        await connection.wait_connected(20)
+        monkeypatch.setattr(connection, "publish_soon", lambda _: Future())  # a report that does not arrive
+        client.publish(UPDATES, json.dumps({"add": [PAPER]}).encode(), response_topic=client.answers)
+        client.publish(UPDATES, json.dumps({"remove": [f"arXiv:{PAPER['arxiv_id']}v3"]}).encode())
+
+        def acknowledged() -> bool:
+            return broker.log.read_text("utf-8", "replace").count("Received PUBACK from updated") == 2
+
+        await asyncio.to_thread(wait_until, acknowledged)
+        assert api.engine.index.papers.find(PAPER["arxiv_id"]) is None
+        await connection.stop()
+
+
+def test_what_is_added_while_the_agent_embeds_a_backlog_does_not_wait_for_it(
+    agent: AgentProcess, client: Client
+) -> None:
+    rows = [
+        {"arxiv_id": f"2403.{n:05d}", "title": f"Backlog {n}", "abstract": "many words " * 60} for n in range(1_500)
+    ]
+    data = "\n".join(map(json.dumps, rows)).encode()
+    run_command("corpus", "import", "-", "--no-embed", data_dir=agent.data_dir, stdin=data)
+    client.ask({"add": [PAPER]}, UPDATES)
+    request = {"query": "zebrafish", "filters": {"mode": "semantic", "max_results": 1}}
+    wait_until(lambda: ids(client.ask(request)) == [PAPER["arxiv_id"]])
+    stats = json.loads(run_command("corpus", "stats", "--json", data_dir=agent.data_dir).stdout)
+    assert stats["embedded"] < stats["papers"], "the backlog was gone before"
 
 
 async def test_a_bridge_whose_corpus_is_open_to_read_takes_no_updates(broker, sample_data_dir, client: Client) -> None:

@@ -3,6 +3,8 @@
 import json
 import random
 import shutil
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +137,76 @@ def test_a_flipped_bit_in_one_text_costs_that_paper_alone(folder: Path) -> None:
 def papers_of(folder: Path) -> list[Paper]:
     with CorpusIndex(folder, MODEL, DIMENSIONS, owner=False) as index:
         return [paper for _, paper in index.papers.papers()]
+
+
+@pytest.mark.parametrize("step", range(1, 5))
+def test_a_rebuild_that_is_killed_between_its_renames_can_be_done_again(folder: Path, step: int, monkeypatch) -> None:
+    content = (folder / "papers.db").read_bytes()
+    (folder / "papers.db").write_bytes(content.replace(b"word123", b"word12s"))
+    calls = []
+
+    def then_die(method):
+        def wrapped(self, target):
+            calls.append(target)
+            if len(calls) == step:
+                raise KeyboardInterrupt
+            return method(self, target)
+
+        return wrapped
+
+    with monkeypatch.context() as dying:
+        for name in ("rename", "replace", "hardlink_to"):
+            dying.setattr(Path, name, then_die(getattr(Path, name)))
+        with suppress(KeyboardInterrupt):
+            rebuild(folder, MODEL, DIMENSIONS)
+    rebuild(folder, MODEL, DIMENSIONS)
+    assert (verify(folder), len(papers_of(folder))) == ([], PAPERS - 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a database at all" * 500])
+def test_papers_of_which_nothing_is_left_are_not_replaced_by_none(folder: Path, content: bytes) -> None:
+    (folder / "papers.db").write_bytes(content)
+    assert verify(folder)
+    with pytest.raises(CorpusError, match="read"):
+        rebuild(folder, MODEL, DIMENSIONS)
+    assert (folder / "papers.db").read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["keywords/reached.json", "vectors/segments.json"])
+def test_a_state_file_that_rots_or_is_lost_is_found(folder: Path, name: str) -> None:
+    path = folder / name
+    content = path.read_bytes()
+    for number, byte in enumerate(content):
+        if chr(byte).isalnum():
+            other = b"1" if byte != ord("1") else b"2"
+            path.write_bytes(content[:number] + other + content[number + 1 :])
+            assert any(path.parent.name in problem for problem in verify(folder)), number
+    path.unlink()
+    assert any(path.parent.name in problem for problem in verify(folder))
+
+
+def test_a_full_disk_is_not_taken_for_damage(tmp_path: Path) -> None:
+    """On a small file system of its own, where root may mount one."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", mount], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        folder = mount / "generation"
+        folder.mkdir()
+        with CorpusIndex(folder, MODEL, DIMENSIONS, owner=True) as index:
+            index.papers.put([Paper(f"2301.{n:05d}", f"word{n} common") for n in range(300)])
+            index.catch_up()
+            index.papers.put([Paper(f"2302.{n:05d}", f"later{n} common") for n in range(300)])
+            (mount / "fill").write_bytes(b"x" * (shutil.disk_usage(mount).free - 20_000))
+            with pytest.raises(CorpusError):
+                index.catch_up()
+            assert len(index.keywords.search(["common"], 1_000).keys) == 300, "what was there is still there"
+            (mount / "fill").unlink()
+            index.catch_up()
+            assert len(index.keywords.search(["common"], 1_000).keys) == 600
+    finally:
+        subprocess.run(["umount", "-l", mount], check=True)
 
 
 def test_an_index_of_another_state_of_the_corpus_is_not_believed(folder: Path, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from agent.store.generations import EMBEDDING_LOCK, FolderLock
 
 WINDOW: Final = 512
 """Papers sorted by length at a time: long enough that little is padding."""
+FRESH: Final = 32
+"""Papers of the next window when new ones have just come, so that those are not kept waiting."""
 COMMIT: Final = 64
 """Vectors stored in one transaction: a crash loses at most so many."""
 
@@ -37,12 +39,18 @@ def embed_missing(
             return None
         index.catch_up()
         done = 0
+        size = WINDOW
         while not stop() and index.papers.count() != index.papers.count_embedded(model):
-            window = index.papers.without_vector(model, WINDOW)
-            for stored in _embed_window(index, embedder, window, workers or os.cpu_count() or 1, stop):
+            window, version = index.papers.without_vector(model, size), index.papers.data_version()
+
+            def interrupted(version: int = version) -> bool:
+                return stop() or index.papers.data_version() != version
+
+            for stored in _embed_window(index, embedder, window, workers or os.cpu_count() or 1, interrupted):
                 done += stored
                 if progress:
                     progress(done)
+            size = FRESH if interrupted() else WINDOW  # somebody has written papers: the newest come first
             if not stop():
                 index.catch_up()  # what is embedded by now is searchable, and papers that came meanwhile
         return done

@@ -71,6 +71,8 @@ def _arxiv_id(record: dict[str, Any]) -> tuple[str, int]:
     if not isinstance(value, str) or not value.strip():
         raise RecordError("arxiv_id: expected a non-empty string (also accepted as id)")
     value = value.strip()
+    if not value.isprintable():
+        raise RecordError("arxiv_id: expected no control characters")
     if len(value) > MAX_ID_CHARS:
         raise RecordError(f"arxiv_id: expected at most {MAX_ID_CHARS} characters, got {len(value)}")
     match = _ARXIV_SHAPED.fullmatch(value)

@@ -8,6 +8,7 @@ from agent.corpus.records import RecordError, parse_record
 from agent.domain import CorpusUpdate, Paper
 from agent.errors import RequestError
 from agent.search.similarity import to_int8
+from agent.search.text import arxiv_id_forms, arxiv_id_of
 from agent.store.papers import Int8Matrix, PaperStore
 
 
@@ -22,7 +23,7 @@ def apply_update(papers: PaperStore, update: CorpusUpdate, model: str, dimension
     given = [(key, vector) for key, (_, vector) in zip(done.keys, read, strict=True) if key and vector is not None]
     if given:
         papers.put_vectors(model, [key for key, _ in given], np.stack([vector for _, vector in given]))
-    removed = papers.remove(update.remove)
+    removed = papers.remove([form for name in update.remove for form in arxiv_id_forms(arxiv_id_of(name) or name)])
     return {
         "added": done.added,
         "updated": done.updated,

@@ -1,6 +1,8 @@
 """Looking a corpus over, and making whole what is damaged."""
 
 import time
+from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +12,7 @@ from agent.search import keywords, segments
 from agent.search.corpus_index import CorpusIndex
 from agent.store.generations import CACHES_LOCK, FolderLock
 from agent.store.inspection import Salvaged, problems_of, salvage
+from agent.store.papers import PaperStore
 
 PAPERS = "papers.db"
 
@@ -24,17 +27,20 @@ class Rebuilt(NamedTuple):
 
 def verify(folder: Path) -> list[str]:
     """What is wrong with the files of a generation, in words; nothing for a whole one. Reads all of them."""
-    return [
-        *problems_of(folder / PAPERS),
-        *segments.problems_of(folder / "vectors"),
-        *keywords.problems_of(folder / "keywords"),
-    ]
+    problems = problems_of(folder / PAPERS)
+    if problems:
+        return problems  # what is made from it cannot be judged by it
+    with closing(PaperStore(folder / PAPERS, read_only=True)) as papers:
+        corpus = papers.corpus_id()
+        problems += segments.problems_of(folder / "vectors", corpus, papers.last_vector())
+        problems += keywords.problems_of(folder / "keywords", corpus, papers.last_change(), papers.count())
+    return problems
 
 
 def rebuild(folder: Path, model: str, dimensions: int) -> Rebuilt:
     """Make both indexes again from the papers; nothing is embedded again.
 
-    A damaged papers.db is set aside as papers.db.damaged-TIME first, and a new one is made of its whole rows. Raises
+    A damaged papers.db is set aside as papers.db.damaged-TIME-N first, and a new one is made of its whole rows. Raises
     CorpusError when an agent runs on this corpus, or nothing of papers.db can be read.
     """
     with FolderLock(folder / CACHES_LOCK) as lock:
@@ -54,13 +60,15 @@ def _salvage(folder: Path) -> Salvaged:
     for path in (fresh, *_logs_of(fresh)):
         path.unlink(missing_ok=True)
     saved = salvage(folder / PAPERS, fresh)
-    # The log belongs to the damaged file: it has been read, and must not be taken for the new one's.
-    aside = folder / f"{PAPERS}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
-    (folder / PAPERS).rename(aside)
+    # Killed at any moment, papers.db is there: the damaged one, or the new one. The log belongs to the damaged file: it
+    # has been read, and must not be taken for the new one's.
+    names = (f"{PAPERS}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{number}" for number in count(1))
+    aside = next(folder / name for name in names if not (folder / name).exists())
+    aside.hardlink_to(folder / PAPERS)
     for path in _logs_of(folder / PAPERS):
         if path.exists():
             path.rename(path.with_name(path.name.replace(PAPERS, aside.name)))
-    fresh.rename(folder / PAPERS)
+    fresh.replace(folder / PAPERS)
     sync_folder(folder)
     return saved
 

@@ -133,8 +133,9 @@ class CorpusIndex:
             try:
                 self.keywords.apply(changes, changes[-1].number)
             except DamagedIndexError as error:
-                if not self.keywords.reached:
-                    raise  # it was empty: making it again would not help
+                problem = next(self.keywords.problems(), None)
+                if problem is None:
+                    raise  # what failed was writing: what is there is whole, and it may work the next time
                 log.error("%s; it is made again", error.message)  # noqa: TRY400  a library's traceback tells nothing
                 self.keywords.drop()
 
@@ -144,6 +145,8 @@ class CorpusIndex:
             if not len(run.keys):
                 break
             self.vectors.extend(run)
+            # Of a paper that changes again and again only the latest vector is kept, or it would crowd out others.
+            self.vectors.keep_of_tail(self.papers.existing(self.vectors.tail_keys))
             if self.writable and self.vectors.tail_is_long():
                 self.vectors.flush()
                 current = self.papers.count_embedded(self._model)

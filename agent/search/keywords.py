@@ -20,8 +20,8 @@ from tantivy import Filter, Occur, Query, Tokenizer
 
 from agent.domain import Filters, Paper
 from agent.errors import DamagedIndexError
-from agent.paths import write_file
 from agent.search.native import damage_of
+from agent.search.state import read_state, write_state
 from agent.search.text import (
     author_query_terms,
     author_terms,
@@ -38,6 +38,9 @@ WRITER_HEAP_BYTES: Final = 15_000_000
 MAX_QUERY_TERMS: Final = 256
 MEMORABLE_ROWS: Final = 100_000
 """Of a filter that lets at most so many papers through, their keys are remembered."""
+MEMORABLE_VALUES: Final = 16
+"""A filter with more categories and authors is not remembered: it is long itself."""
+REMEMBERED_FILTERS: Final = 64
 REMEMBERED_ROWS: Final = 400_000
 """So many keys are remembered for all filters together (3 MB)."""
 STATE: Final = "reached.json"
@@ -80,12 +83,12 @@ class KeywordIndex:
     def _open(self, *, check: bool = False) -> None:
         try:
             with damage_of("keywords"):
-                self._use(self._existing(check=check), _read_state(self.folder)["change"])
+                self._use(self._existing(check=check), read_state(self.folder / STATE)["change"])
         except DamagedIndexError:
             self._start_anew()
 
     def _existing(self, *, check: bool) -> Any:
-        state = _read_state(self.folder)
+        state = read_state(self.folder / STATE)
         known = (state["schema"], state["corpus"]) == (SCHEMA_VERSION, self._corpus)
         if not known or state["change"] > self._last_change():
             raise ValueError("an index of another schema or corpus")
@@ -93,9 +96,14 @@ class KeywordIndex:
             raise ValueError("no index")  # opening would quietly make an empty one
         if self.writable:
             _sweep(self.folder)
-        if check and (problem := next(problems_of(self.folder), None)):
+        if check and (problem := next(self.problems(), None)):
             raise ValueError(problem)
         return tantivy.Index(self._schema, path=str(self.folder))
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the files, in words. Reads all of them."""
+        # Between a commit and its state file the index holds more than it says: how many documents is not asked.
+        return problems_of(self.folder, self._corpus, self._last_change(), papers=-1)
 
     def _start_anew(self) -> None:
         if self.writable:
@@ -110,6 +118,7 @@ class KeywordIndex:
 
     def _use(self, index: Any, reached: int) -> None:
         index.register_tokenizer("body", _analyzer())
+        self._allowed.clear()  # it would keep the files of the former index mapped
         self._searcher = index.searcher()
         self._index, self.reached = index, reached
 
@@ -132,16 +141,17 @@ class KeywordIndex:
             finally:
                 writer.wait_merging_threads()  # releases the writer's lock as well
         state = {"schema": SCHEMA_VERSION, "corpus": self._corpus, "change": reached}
-        write_file(self.folder / STATE, json.dumps(state).encode())
+        write_state(self.folder / STATE, state)
         with damage_of("keywords"):
             self._index.reload()
+            self._allowed.clear()
             self._searcher = self._index.searcher()
         self.reached = reached
 
     def reload(self) -> None:
         """See what another process has committed since."""
         with suppress(ValueError, OSError, KeyError, TypeError):
-            if _read_state(self.folder)["change"] != self.reached:
+            if read_state(self.folder / STATE)["change"] != self.reached:
                 self._open()
 
     # -- searching --------------------------------------------------------------------------------------------
@@ -185,12 +195,18 @@ class KeywordIndex:
                 query = Query.const_score_query(self._filter_query(filters), 1.0)
                 hits = state.search(query, limit=max(count, 1), count=False, order_by_field="key").hits
             known = np.sort(np.fromiter((key for key, _ in hits), np.int64, len(hits)))
-            if len(known) <= MEMORABLE_ROWS:
+            if len(known) <= MEMORABLE_ROWS and len(filters.categories) + len(filters.authors) <= MEMORABLE_VALUES:
                 self._allowed[filters] = (state, known)
-                while sum(len(keys) for _, keys in list(self._allowed.values())) > REMEMBERED_ROWS:
+                while (
+                    len(self._allowed) > REMEMBERED_FILTERS
+                    or sum(len(keys) for _, keys in list(self._allowed.values())) > REMEMBERED_ROWS
+                ):
                     # A list, since another thread may be adding to the dictionary.
                     self._allowed.pop(list(self._allowed)[0], None)  # noqa: RUF015
         return known
+
+    def _remembered_rows(self) -> int:
+        return sum(len(keys) for _, keys in list(self._allowed.values()))
 
     def passing(self, filters: Filters, keys: Keys) -> Keys:
         """Those of `keys` that satisfy the filters, in no particular order; quick where `allowed` is remembered."""
@@ -294,28 +310,28 @@ def _no_matches() -> Matches:
     return Matches(np.empty(0, np.int64), np.empty(0, np.float64))
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
-    """What the index is of, and up to which change number it reaches; raises for none or a damaged one."""
-    state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
-    state["change"] = int(state["change"])
-    return state
-
-
-def problems_of(folder: Path) -> Iterator[str]:
-    """What is wrong with the files of an index, in words. Reads all of them.
+def problems_of(folder: Path, corpus: str, last_change: int, papers: int) -> Iterator[str]:
+    """What is wrong with the files of an index of this corpus, in words. Reads all of them.
 
     tantivy ends each file with a footer (a JSON object, its length, a magic number) that holds the CRC-32 of what
     comes before (directory/footer.rs of tantivy 0.27), but does not look at it when it opens an index.
     """
-    if not folder.is_dir() or not (state_path := folder / STATE).is_file():
+    if not folder.is_dir() or not any(folder.iterdir()):
         return
     try:
-        _read_state(folder)
+        state = read_state(folder / STATE)
         segments = json.loads((folder / "meta.json").read_bytes())["segments"]
         wanted = {segment["segment_id"].replace("-", "") for segment in segments}
+        deleted = [segment["deletes"]["num_deleted_docs"] if segment["deletes"] else 0 for segment in segments]
+        documents = sum(segment["max_doc"] for segment in segments) - sum(deleted)
+        foreign = state["corpus"] != corpus or state["change"] > last_change
     except (OSError, ValueError, KeyError, TypeError) as error:
-        yield f"{folder.name}: {state_path.name} or meta.json is not readable: {error!r}"
+        yield f"{folder.name}: {STATE} or meta.json is not readable: {error!r}"
         return
+    if foreign:
+        yield f"{folder.name}/{STATE}: of another corpus, or of another state of this one"
+    elif papers >= 0 and state["change"] == last_change and documents != papers:
+        yield f"{folder.name}/meta.json: {documents} documents, expected {papers}"
     found = {path for path in folder.iterdir() if path.name.split(".")[0] in wanted}
     for segment in sorted(wanted):
         missing = SEGMENT_FILES - {path.suffix for path in found if path.stem == segment}

@@ -49,7 +49,7 @@ def damage_of(part: Literal["keywords", "vectors"]) -> Iterator[None]:
         raise
     except BaseException as error:
         # Rust's libraries put the number of the system's error into words.
-        numbers = [*re.findall(r"os error (\d+)", str(error)), getattr(error, "errno", None) or 0]
+        numbers = [*re.findall(r"(?:os error|code:) (\d+)", str(error)), getattr(error, "errno", None) or 0]
         if SHORTAGES.intersection(map(int, numbers)):
             raise CorpusError(f"the index of {part} cannot be written: {error}") from error
         raise DamagedIndexError(part, f"{type(error).__name__}: {error}") from error

@@ -8,7 +8,6 @@ bytes serve the graph and an exact scan, mapped once. Each segment is checked fo
 (`seq`) they reach.
 """
 
-import json
 import os
 import threading
 import zlib
@@ -23,6 +22,7 @@ from agent.errors import CorpusError
 from agent.paths import sync_file
 from agent.search.native import usearch_index
 from agent.search.similarity import Floats, closest, cosines, to_int8
+from agent.search.state import read_state
 from agent.store.papers import Int8Matrix
 
 SCANNED_ROWS: Final = 4_096
@@ -129,27 +129,25 @@ def files_of(segment: str) -> tuple[str, str]:
     return f"{segment}.usearch", f"{segment}.rows.npy"
 
 
-def problems_of(folder: Path) -> Iterator[str]:
-    """What is wrong with the files of an index, in words. Reads all of them."""
-    if not folder.is_dir() or not (state_path := folder / STATE).is_file():
+def problems_of(folder: Path, corpus: str, last_vector: int) -> Iterator[str]:
+    """What is wrong with the files of an index of this corpus, in words. Reads all of them."""
+    if not folder.is_dir() or not any(folder.iterdir()):
         return
     try:
-        state = read_state(folder)
+        state = read_state(folder / STATE)
         expected = {file: state["crc32"][file] for segment in state["segments"] for file in files_of(segment)}
+        foreign = state["corpus"] != corpus or state["seq"] > last_vector
     except (OSError, ValueError, KeyError, TypeError) as error:
-        yield f"{folder.name}/{state_path.name}: not readable: {error!r}"
+        yield f"{folder.name}/{STATE}: not readable: {error!r}"
         return
+    if foreign:
+        yield f"{folder.name}/{STATE}: of another corpus, or of another state of this one"
     for file, crc in expected.items():
         try:
             if file_crc(folder / file) != crc:
                 yield f"{folder.name}/{file}: damaged: its checksum does not match"
         except OSError as error:
             yield f"{folder.name}/{file}: {error.strerror}"
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((folder / STATE).read_bytes())
-    return state
 
 
 def _order_by_content(matrix: Any) -> NDArray[np.intp]:

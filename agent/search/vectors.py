@@ -7,7 +7,6 @@ several segments and of the tail compare.
 Like the keyword index this is a cache of papers.db, in the files that segments.py describes.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -15,10 +14,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.paths import write_file
 from agent.search.native import damage_of
-from agent.search.segments import STATE, Near, Segment, file_crc, files_of, problems_of, read_state
+from agent.search.segments import STATE, Near, Segment, file_crc, files_of, problems_of
 from agent.search.similarity import Floats, closest, cosines
+from agent.search.state import read_state, write_state
 from agent.store.papers import Int8Matrix, StoredVectors
 
 TAIL_ROWS: Final = 2_048
@@ -93,10 +92,10 @@ class VectorIndex:
 
     def _open_segments(self, *, check: bool) -> tuple[tuple[Segment, ...], int]:
         try:
-            state = read_state(self.folder)
+            state = read_state(self.folder / STATE)
             if (state["corpus"], state["model"]) != (self._corpus, self.model) or state["seq"] > self._last_vector():
                 return (), 0
-            if check and any(problems_of(self.folder)):
+            if check and any(problems_of(self.folder, self._corpus, self._last_vector())):
                 return (), 0
             segments = tuple(Segment(self.folder, name, self.dimensions) for name in state["segments"])
             self._crcs = {file: state["crc32"][file] for name in state["segments"] for file in files_of(name)}
@@ -114,6 +113,17 @@ class VectorIndex:
         order = np.argsort(keys)
         self._view = view._replace(tail_keys=keys[order], tail=matrix[order])
         self.reached = vectors.last_seq
+
+    @property
+    def tail_keys(self) -> Keys:
+        return self._view.tail_keys
+
+    def keep_of_tail(self, current: Keys) -> None:
+        """Leave the vectors of papers that are no longer `current` out of the tail."""
+        kept = np.isin(self._view.tail_keys, current)
+        if not kept.all():
+            view = self._view
+            self._view = view._replace(tail_keys=view.tail_keys[kept], tail=view.tail[kept])
 
     def tail_is_long(self) -> bool:
         return len(self._view.tail_keys) > TAIL_ROWS
@@ -160,7 +170,7 @@ class VectorIndex:
                 crcs[file] = self._crcs[file] if segment in before else file_crc(self.folder / file)
         names = [segment.name for segment in view.segments]
         state = {"corpus": self._corpus, "model": self.model, "seq": reached, "segments": names, "crc32": crcs}
-        write_file(self.folder / STATE, json.dumps(state).encode())
+        write_state(self.folder / STATE, state)
         self._view, self._segments_reach, self._crcs = view, reached, crcs
         self._sweep()
 
@@ -214,7 +224,7 @@ class VectorIndex:
 
 def _segments_reach(folder: Path) -> int:
     try:
-        return int(read_state(folder)["seq"])
+        return int(read_state(folder / STATE)["seq"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0
 

@@ -23,7 +23,7 @@ class ThreadConnections:
         self._path: Final = path
         self._read_only: Final = read_only
         self._local = threading.local()
-        self._opened: list[sqlite3.Connection] = []
+        self._opened: list[tuple[threading.Thread, sqlite3.Connection]] = []
         self._guard: Final = threading.Lock()
 
     def get(self) -> sqlite3.Connection:
@@ -46,7 +46,11 @@ class ThreadConnections:
             check_same_thread=False,  # `close` is called by one thread for all
         )
         with self._guard:
-            self._opened.append(connection)  # first: what fails below is closed as well
+            for thread, left in self._opened:
+                if not thread.is_alive():
+                    left.close()
+            self._opened = [(thread, held) for thread, held in self._opened if thread.is_alive()]
+            self._opened.append((threading.current_thread(), connection))  # first: what fails below is closed as well
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         connection.execute(f"PRAGMA mmap_size = {MMAP_BYTES}")
         if not self._read_only:
@@ -58,7 +62,7 @@ class ThreadConnections:
     def close(self) -> None:
         """Close every thread's connection; no other thread may be using one any more."""
         with self._guard:
-            for connection in self._opened:
+            for _, connection in self._opened:
                 connection.close()
             self._opened.clear()
         self._local = threading.local()

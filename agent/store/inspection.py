@@ -14,14 +14,15 @@ from agent.store.papers import INSERT_PAPER, PaperStore, blob_crc, row_crc
 
 SHOWN: Final = 20
 READ_ROWS: Final = 512
-MAX_NUMBER: Final = 10_000_000
-"""Where to stop looking for rows when the file cannot say how many there are."""
+GIVE_UP_ROWS: Final = 20_000
+"""So many numbers in a row at which nothing can be read, and no more of a table is looked for."""
+MAX_NUMBER: Final = 1 << 40
 
 Row = tuple[Any, ...]
 
 
 class Salvaged(NamedTuple):
-    """What could be saved, and how many rows were there but damaged."""
+    """What could be saved, and how many rows were read but damaged (what could not be read at all is not counted)."""
 
     papers: int
     vectors: int
@@ -88,6 +89,8 @@ def salvage(damaged: Path, target: Path) -> Salvaged:
         db.execute("DELETE FROM vectors WHERE key NOT IN (SELECT key FROM papers)")
         counts = [int(db.execute(f"SELECT count(*) FROM {name}").fetchone()[0]) for name in ("papers", "vectors")]  # noqa: S608
         db.execute("COMMIT")
+        if not counts[0]:
+            raise CorpusError(f"nothing of {damaged} can be read", hint="import the papers again")
         return Salvaged(counts[0], counts[1], lost)
     except sqlite3.Error as error:
         raise CorpusError(f"{damaged} cannot be read at all: {error}") from error
@@ -107,11 +110,13 @@ def _copy(
     """Copy the whole rows of a table; returns how many were there and damaged."""
     try:
         last = int(source.execute(f"SELECT ifnull(max({key}), 0) FROM {table}").fetchone()[0])  # noqa: S608
+    except sqlite3.OperationalError:
+        return 0  # the table is not there
     except sqlite3.DatabaseError:
         last = MAX_NUMBER
     lost = 0
     for row in _readable(source, f"SELECT * FROM {table} WHERE {key} BETWEEN ? AND ?", 0, min(last, MAX_NUMBER)):  # noqa: S608
-        if row is None or not whole(row):
+        if not whole(row):
             lost += 1
             continue
         try:
@@ -121,15 +126,23 @@ def _copy(
     return lost
 
 
-def _readable(source: sqlite3.Connection, query: str, first: int, last: int) -> Iterator[Row | None]:
-    """The rows from `first` to `last`; None for a number at which the file cannot be read."""
+def _readable(source: sqlite3.Connection, query: str, first: int, last: int) -> Iterator[Row]:
+    """The rows from `first` to `last` that can be read."""
+    in_vain = 0
     for start in range(first, last + 1, READ_ROWS):
         end = min(start + READ_ROWS - 1, last)
-        try:
-            yield from source.execute(query, [start, end]).fetchall()
-        except sqlite3.DatabaseError:
-            for number in range(start, end + 1):
-                try:
-                    yield from source.execute(query, [number, number]).fetchall()
-                except sqlite3.DatabaseError:
-                    yield None
+        rows = _rows(source, query, start, end)
+        if rows is None:
+            single = [_rows(source, query, number, number) for number in range(start, end + 1)]
+            rows = [row for found in single if found for row in found]
+        yield from rows
+        in_vain = 0 if rows else in_vain + READ_ROWS
+        if in_vain >= GIVE_UP_ROWS and last == MAX_NUMBER:
+            return
+
+
+def _rows(source: sqlite3.Connection, query: str, first: int, last: int) -> list[Row] | None:
+    try:
+        return source.execute(query, [first, last]).fetchall()
+    except sqlite3.DatabaseError:
+        return None

@@ -246,6 +246,15 @@ class PaperStore:
         return np.fromiter((row[0] for row in self.db.execute("SELECT key FROM papers ORDER BY key")), np.int64)
 
     @_named
+    def existing(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the keys that papers still have."""
+        found: list[int] = []
+        for part in _parts(keys.tolist()):
+            marks = ",".join("?" * len(part))
+            found += [row[0] for row in self.db.execute(f"SELECT key FROM papers WHERE key IN ({marks})", part)]  # noqa: S608
+        return np.array(found, np.int64)
+
+    @_named
     def find(self, arxiv_id: str) -> tuple[int, Paper] | None:
         """The key and the paper of an arXiv id."""
         return self._by_ids(self.db, [arxiv_id]).get(arxiv_id)
