@@ -1,0 +1,63 @@
+"""The least that an agent, or an application that asks agents, must be allowed to do: policy documents. Pure."""
+
+from typing import Any, Final
+
+from agent.local_cloud.policy import CONNECT_ATTRIBUTES, IS_ATTACHED, THING_NAME
+from agent.protocol.topics import AgentTopics
+
+REGION: Final = "us-east-1"
+ACCOUNT: Final = "123456789012"
+THING_VARIABLE: Final = f"${{{THING_NAME}}}"
+
+
+def agent_policy(topics: AgentTopics, share_group: str) -> dict[str, Any]:
+    """What an agent does: take requests and updates, answer, report its status, keep its own shadows.
+
+    `topics` are filled in with `THING_VARIABLE` as the thing's name, so that one document serves every agent. AWS takes
+    2,048 characters; hence the group of shared subscriptions and the shadows are not listed topic by topic.
+    """
+    own, wanted = topics.own_requests, [topics.embeddings, topics.corpus_updates]
+    answered = [topics.results.replace("{client_id}", "*"), topics.embeddings_response, f"{topics.response_prefix}*"]
+    shadows = f"$aws/things/{THING_VARIABLE}/shadow/*"
+    return _document(
+        _connect("PersistentConnect", "LastWill"),
+        _allow("iot:Publish", "topic", [*answered, topics.status, topics.own_status, shadows]),
+        _allow("iot:RetainPublish", "topic", [topics.own_status]),
+        _allow("iot:Subscribe", "topicfilter", [own, *wanted, f"$share/{share_group}/*", shadows]),
+        _allow("iot:Receive", "topic", [topics.shared_requests, own, *wanted, shadows]),
+    )
+
+
+def client_policy(topics: AgentTopics) -> dict[str, Any]:
+    """What an application does: ask, send texts and papers, read its answers and the agents' status."""
+    answers = [f"{topics.response_prefix}{THING_VARIABLE}", f"{topics.response_prefix}{THING_VARIABLE}/*"]
+    read = [topics.results.replace("{client_id}", THING_VARIABLE), topics.embeddings_response, *answers]
+    status = [topics.status, f"{topics.status}/*"]
+    return _document(
+        _connect("PersistentConnect"),
+        _allow(
+            "iot:Publish",
+            "topic",
+            [topics.shared_requests, f"{topics.shared_requests}/*", topics.embeddings, topics.corpus_updates],
+        ),
+        _allow("iot:Subscribe", "topicfilter", [*read, *status]),
+        _allow("iot:Receive", "topic", [*read, *status]),
+    )
+
+
+def _connect(*attributes: str) -> dict[str, Any]:
+    statement = _allow("iot:Connect", "client", [THING_VARIABLE])
+    statement["Condition"] = {
+        "Bool": {IS_ATTACHED: "true"},
+        "ForAllValues:StringEquals": {CONNECT_ATTRIBUTES: list(attributes)},
+    }
+    return statement
+
+
+def _allow(action: str, kind: str, names: list[str]) -> dict[str, Any]:
+    resources = [f"arn:aws:iot:{REGION}:{ACCOUNT}:{kind}/{name}" for name in names]
+    return {"Effect": "Allow", "Action": action, "Resource": resources}
+
+
+def _document(*statements: dict[str, Any]) -> dict[str, Any]:
+    return {"Version": "2012-10-17", "Statement": list(statements)}
