@@ -42,6 +42,8 @@ ONLY_IMPORTERS = {
     "sqlite_utils": {"store/schema.py"},
     "sqlite3": {"store/connection.py", "store/inspection.py", "store/papers.py", "store/schema.py"},
     "onnx": {"model/bert.py"},
+    "mqtt5": {"local_cloud/gateway.py", "local_cloud/packets.py", "local_cloud/relay.py", "local_cloud/session.py"},
+    "trustme": {"local_cloud/certificates.py"},
     "huggingface_hub": {"model/fetch.py"},
 }
 MAX_LINES = 400
@@ -103,9 +105,13 @@ def test_no_module_is_two_rooms_in_one(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= MAX_LINES
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["corpus", "import", "--help"], ["run", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["corpus", "import", "--help"], ["run", "--help"], ["local-cloud", "--help"], ["--version"]],
+)
 def test_help_loads_no_heavy_library(arguments: list[str]) -> None:
     heavy = {"numpy", "onnxruntime", "tokenizers", "usearch", "tantivy", "awscrt", "sqlite_utils", "rich", "zstandard"}
+    heavy |= {"mqtt5", "trustme", "cryptography"}
     code = (
         f"import sys; sys.argv = ['arxplorer-agent', *{arguments!r}]\n"
         "from agent.__main__ import main\n"

@@ -7,6 +7,7 @@ import click
 from agent import __version__
 from agent.cli.context import State
 from agent.cli.corpus import corpus
+from agent.cli.local_cloud import local_cloud
 from agent.cli.model import embed, model
 from agent.cli.run import run
 from agent.cli.search import ask, evaluate, search
@@ -28,5 +29,5 @@ def cli(context: click.Context, config_file: Path | None, data_dir: Path | None)
     context.obj = State(config_file, data_dir)
 
 
-for command in (run, search, ask, corpus, model, embed, evaluate, config):
+for command in (run, search, ask, corpus, model, embed, evaluate, config, local_cloud):
     cli.add_command(command)

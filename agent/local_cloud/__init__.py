@@ -1,1 +1,1 @@
-"""Brokers to try the agent on, on this machine alone: for the demo, the tests and the bench."""
+"""Brokers on this machine alone, to try the agent on: a mosquitto, and in front of it a stand-in for AWS IoT Core."""

@@ -1,0 +1,118 @@
+"""One client's connection and its own one to the broker, joined: bytes go both ways as the session decides."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+import mqtt5
+
+from agent.local_cloud.faults import Faults
+from agent.local_cloud.limits import Limits
+from agent.local_cloud.packets import PacketError, PacketReader, Received
+from agent.local_cloud.session import Session, Step, disconnect
+
+log = logging.getLogger(__name__)
+
+LAST_WORDS_S: Final = 0.5
+"""How long a client that was told goodbye may take to hang up."""
+
+
+Decide = Callable[[Received, float], Step]
+
+
+class Link(asyncio.StreamReaderProtocol):
+    """One end: packets to read and a writer for bytes."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._stream: Final = asyncio.StreamReader()
+        super().__init__(self._stream)
+        self.packets: Final = PacketReader(self._stream, limits)
+        self.writer: asyncio.StreamWriter
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.writer = asyncio.StreamWriter(transport, self, self._stream, asyncio.get_running_loop())  # type: ignore[arg-type]
+
+    def abort(self) -> None:
+        """End at once and without a word, not even of TLS."""
+        self.writer.transport.abort()
+
+    async def hang_up(self) -> None:
+        """End after what was written last has arrived: closing over unread bytes would destroy it on its way."""
+        try:
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self.writer.drain()
+                while await self._stream.read(2**16):
+                    pass
+        except (OSError, TimeoutError):
+            pass
+        finally:
+            self.writer.close()
+
+
+class Relay:
+    def __init__(self, name: str, session: Session, client: Link, broker: Link, faults: Faults) -> None:
+        self._name: Final = name
+        self._session: Final = session
+        self._client: Final = client
+        self._broker: Final = broker
+        self._faults: Final = faults
+        self._taken_over: Final = asyncio.Event()
+
+    async def run(self, arrived: list[Received]) -> None:
+        """Until either end is through with it. `arrived` are packets of the client's that were read already."""
+        up = self._pump(self._client, self._session.from_client, arrived, self._session.patience_s)
+        down = self._pump(self._broker, self._session.from_broker, [], None)
+        tasks = [asyncio.create_task(up), asyncio.create_task(down), asyncio.create_task(self._taken_over.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            if self._taken_over.is_set():
+                code = mqtt5.DisconnectReasonCode.SESSION_TAKEN_OVER
+                await self._carry_out(disconnect(code, "another connection with the same client id"))
+            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(outcome, OSError):
+                    log.info("%s: %s", self._name, outcome)
+                elif isinstance(outcome, Exception):
+                    log.error("%s: %r", self._name, outcome, exc_info=outcome)
+
+    def take_over(self) -> None:
+        """Another connection with the same client id has come: this one ends."""
+        self._taken_over.set()
+
+    async def _pump(self, source: Link, decide: Decide, packets: list[Received], patience_s: float | None) -> None:
+        while True:
+            for received in packets:
+                step = decide(received, time.monotonic())
+                if await self._carry_out(step):
+                    return
+            try:
+                async with asyncio.timeout(patience_s):
+                    packets = await source.packets.read()
+                    await self._faults.hold()
+            except PacketError as error:
+                await self._carry_out(disconnect(error.code, str(error)))
+                return
+            except TimeoutError:
+                self._broker.writer.close()  # now, so that the last will is sent, also if the client cannot be told yet
+                await self._faults.hold()
+                await self._carry_out(disconnect(mqtt5.DisconnectReasonCode.KEEP_ALIVE_TIMEOUT, "no word"))
+                return
+            if not packets:
+                return
+
+    async def _carry_out(self, step: Step) -> bool:
+        """Send what is to be sent. Returns whether that was the end."""
+        if step.note:
+            log.info("%s: %s", self._name, step.note)
+        if step.wait_s:
+            await asyncio.sleep(step.wait_s)
+        for link, content in ((self._broker, step.to_broker), (self._client, step.to_client)):
+            if content:
+                link.writer.write(content)
+                await link.writer.drain()
+        return step.end
