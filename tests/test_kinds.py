@@ -111,6 +111,13 @@ def test_updates_are_carried_out_in_the_order_in_which_they_were_sent(agent: Age
     assert client.ask({"query": PAPER["arxiv_id"]})["results"][0]["title"] == "Zebrafish at last"
 
 
+def test_an_update_is_acknowledged_once(agent: AgentProcess, broker, client: Client) -> None:
+    client.ask({"add": [PAPER]}, UPDATES)
+    client.ask({"query": QUESTION})
+    # An acknowledgement too many for the update would stand between the two that belong here.
+    wait_until(lambda: broker.log.read_text("utf-8", "replace").count("Received PUBACK from test-agent") == 2)
+
+
 def test_an_update_with_one_bad_record_changes_nothing_and_names_it(agent: AgentProcess, client: Client) -> None:
     bad = {"arxiv_id": "2401.00002", "title": 5}
     answer = client.ask({"add": [PAPER, bad], "remove": [ANSWER]}, UPDATES)

@@ -44,6 +44,10 @@ class Broker(NamedTuple):
     will: Outgoing | None = None
 
 
+def _nothing() -> None:
+    """What is left to do for a message that was acknowledged."""
+
+
 class Message:
     """A received message. It counts as taken only once `acknowledge` was called."""
 
@@ -78,8 +82,12 @@ class Message:
         return self._lost()
 
     def acknowledge(self) -> None:
-        """Tell the broker that this message is done with. After a lost link it will be delivered again instead."""
-        self._acknowledge()
+        """Tell the broker that this message is done with; once is enough, and more is nothing.
+
+        After a lost link it will be delivered again instead.
+        """
+        acknowledge, self._acknowledge = self._acknowledge, _nothing
+        acknowledge()
 
 
 def publish_packet(message: Outgoing) -> Any:
