@@ -17,7 +17,7 @@ from agent.device import host
 from agent.domain import SearchRequest
 from agent.errors import AgentError, BrokerError, ConfigError
 from agent.mqtt.connection import Connection
-from agent.mqtt.packets import Broker, Outgoing
+from agent.mqtt.packets import Broker, Outgoing, Tls
 from agent.protocol.answers import encode_status
 from agent.protocol.topics import AgentTopics
 from agent.search.api import SearchAPI
@@ -48,7 +48,7 @@ def broker_of(
         client_id=client_id,
         username=broker.username or None,
         password=password,
-        ca_cert=broker.ca_cert or None,
+        tls=Tls(broker.ca_cert) if broker.ca_cert else None,
         keep_alive_s=broker.keep_alive,
         receive_maximum=receive_maximum,
         will=will,

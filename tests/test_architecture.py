@@ -19,6 +19,7 @@ FLOORS = (
     "handlers",
     "evaluation",
     "local_cloud",
+    "cloud",
     "device",
     "mqtt",
     "corpus",

@@ -19,8 +19,8 @@ from agent.local_cloud.certificates import Authority
 from agent.local_cloud.faults import Faults
 from agent.local_cloud.folder import CloudFolder
 from agent.local_cloud.gateway import Gateway
-from agent.local_cloud.limits import ALPN, IOT_CORE
 from agent.local_cloud.mosquitto import Mosquitto, free_port
+from agent.protocol.limits import ALPN, IOT_CORE
 
 
 @pytest.fixture(scope="module")

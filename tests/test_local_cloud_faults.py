@@ -13,8 +13,8 @@ from local_cloud import QOS1, LocalCloud, RawClient, took
 
 from agent.errors import AgentError
 from agent.local_cloud.control import command
-from agent.local_cloud.limits import IOT_CORE
-from agent.local_cloud.rate import Rate
+from agent.mqtt.rate import Rate
+from agent.protocol.limits import IOT_CORE
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from agent.cloud.policy import CONNECT_ATTRIBUTES, IS_ATTACHED, THING_NAME, THING_VARIABLE, agent_policy, client_policy
 from agent.config import Topics
-from agent.local_cloud.default_policy import THING_VARIABLE, agent_policy, client_policy
-from agent.local_cloud.policy import CONNECT_ATTRIBUTES, IS_ATTACHED, THING_NAME, Policy, PolicyError, parse_policy
+from agent.local_cloud.policy import Policy, PolicyError, parse_policy
 from agent.protocol.topics import AgentTopics
 
 ARN = "arn:aws:iot:us-east-1:123456789012:"

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.local_cloud import shadow as rules
-from agent.local_cloud.limits import IOT_CORE
 from agent.local_cloud.shadow import Shadow, ShadowError
 from agent.local_cloud.shadow_service import Address, parse_topic
+from agent.protocol.limits import IOT_CORE
 
 NOW = 1_700_000_000
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import trustme
 
-from agent.local_cloud.limits import ALPN
+from agent.protocol.limits import ALPN
 
 SERVER_NAMES: Final = ("localhost", "127.0.0.1")
 

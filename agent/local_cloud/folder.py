@@ -17,10 +17,10 @@ from typing import Any, Final
 
 import yaml
 
+from agent.cloud.policy import THING_VARIABLE, agent_policy, client_policy
 from agent.config import AwsIot
 from agent.errors import AgentError
 from agent.local_cloud.certificates import Authority
-from agent.local_cloud.default_policy import THING_VARIABLE, agent_policy, client_policy
 from agent.local_cloud.policy import Policy, PolicyError, parse_policy
 from agent.protocol.topics import AgentTopics
 

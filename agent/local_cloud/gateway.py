@@ -14,11 +14,11 @@ import mqtt5
 from agent.errors import BrokerError
 from agent.local_cloud.faults import Faults
 from agent.local_cloud.folder import CloudFolder
-from agent.local_cloud.limits import IOT_CORE, Limits
 from agent.local_cloud.packets import PacketError, Received
 from agent.local_cloud.policy import Policy, PolicyError
 from agent.local_cloud.relay import Link, Relay
 from agent.local_cloud.session import Client, Session, Subscriptions
+from agent.protocol.limits import IOT_CORE, Limits
 
 log = logging.getLogger(__name__)
 

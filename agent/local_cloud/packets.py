@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import mqtt5
 
-from agent.local_cloud.limits import Limits
+from agent.protocol.limits import Limits
 
 CHUNK_BYTES: Final = 64 * 1024
 P = TypeVar("P")

@@ -13,15 +13,12 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from agent.errors import AgentError
-from agent.local_cloud.limits import IOT_CORE, Limits
+from agent.protocol.limits import IOT_CORE, Limits
 
 ResourceType = Literal["client", "topic", "topicfilter"]
 Context = Mapping[str, str | Sequence[str]]
 """Values of the policy variables, without `${}`; a sequence for a key that has many values."""
 
-THING_NAME: Final = "iot:Connection.Thing.ThingName"
-IS_ATTACHED: Final = "iot:Connection.Thing.IsAttached"
-CONNECT_ATTRIBUTES: Final = "iot:ConnectAttributes"
 CLIENT_ID: Final = "iot:ClientId"
 SOURCE_IP: Final = "aws:SourceIp"
 

@@ -9,9 +9,9 @@ from typing import Final
 import mqtt5
 
 from agent.local_cloud.faults import Faults
-from agent.local_cloud.limits import Limits
 from agent.local_cloud.packets import PacketError, PacketReader, Received
 from agent.local_cloud.session import Session, Step, disconnect
+from agent.protocol.limits import Limits
 
 log = logging.getLogger(__name__)
 

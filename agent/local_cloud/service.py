@@ -15,12 +15,12 @@ from agent.local_cloud.control import is_running, serve_control
 from agent.local_cloud.faults import Faults
 from agent.local_cloud.folder import CloudFolder
 from agent.local_cloud.gateway import HOST, Gateway
-from agent.local_cloud.limits import IOT_CORE
 from agent.local_cloud.mosquitto import Mosquitto
 from agent.local_cloud.shadow_service import OPERATIONS, Address, ShadowService, ShadowStore
 from agent.logs import FORMAT
 from agent.mqtt.connection import Connection
 from agent.mqtt.packets import Broker
+from agent.protocol.limits import IOT_CORE
 
 log = logging.getLogger(__name__)
 

@@ -8,13 +8,14 @@ from typing import Final, NamedTuple
 import mqtt5
 from mqtt5 import ConnAckReasonCode, DisconnectReasonCode, PubAckReasonCode, QoS, SubAckReasonCode
 
-from agent.local_cloud import policy as names
+from agent.cloud.policy import CONNECT_ATTRIBUTES, IS_ATTACHED, THING_NAME
 from agent.local_cloud.faults import Faults
-from agent.local_cloud.limits import Limits
 from agent.local_cloud.packets import Received, changed
-from agent.local_cloud.policy import Policy
-from agent.local_cloud.rate import Rate
-from agent.local_cloud.topics import delivers, has_wildcard, topic_fits
+from agent.local_cloud.policy import CLIENT_ID, SOURCE_IP, Policy
+from agent.local_cloud.topics import delivers
+from agent.mqtt.rate import Rate
+from agent.protocol.limits import Limits
+from agent.protocol.topics import has_wildcard, topic_fits
 
 KEEP_ALIVES: Final = 1.5
 """After so many keep-alives without a word a client is taken for gone (MQTT 5.0, section 3.1.2.10)."""
@@ -108,7 +109,7 @@ class Session:
         if will and not topic_fits(will.topic, self._limits):
             return ConnAckReasonCode.TOPIC_NAME_INVALID
         used = {"PersistentConnect": packet.session_expiry_interval > 0, "LastWill": will is not None}
-        attributes = {names.CONNECT_ATTRIBUTES: [name for name, is_used in used.items() if is_used]}
+        attributes = {CONNECT_ATTRIBUTES: [name for name, is_used in used.items() if is_used]}
         allowed = self._client.policy.allows(
             "iot:Connect", "client", packet.client_id, {**self._context(), **attributes}
         )
@@ -117,12 +118,12 @@ class Session:
     def _context(self) -> dict[str, str]:
         attached = self.client_id == self._client.thing
         context = {
-            names.CLIENT_ID: self.client_id,
-            names.SOURCE_IP: self._client.address,
-            names.IS_ATTACHED: str(attached).lower(),
+            CLIENT_ID: self.client_id,
+            SOURCE_IP: self._client.address,
+            IS_ATTACHED: str(attached).lower(),
         }
         # The service looks for the thing by the client id, among those that the certificate is attached to.
-        return context | ({names.THING_NAME: self.client_id} if attached else {})
+        return context | ({THING_NAME: self.client_id} if attached else {})
 
     # -- from the client ------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from agent.local_cloud.limits import IOT_CORE, Limits
+from agent.protocol.limits import IOT_CORE, Limits
 
 SECTIONS: Final = ("desired", "reported")
 Document = dict[str, Any]

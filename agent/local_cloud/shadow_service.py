@@ -10,11 +10,11 @@ from typing import Final, NamedTuple
 import msgspec
 
 from agent.local_cloud import shadow as rules
-from agent.local_cloud.limits import IOT_CORE
 from agent.local_cloud.shadow import Document, Shadow, ShadowError
 from agent.mqtt.connection import Connection
 from agent.mqtt.packets import Message, Outgoing
 from agent.paths import write_file
+from agent.protocol.limits import IOT_CORE
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from awscrt import io, mqtt5
 from agent.errors import BrokerError
 from agent.mqtt.packets import FINAL_REFUSALS, Broker, Message, Outgoing, publish_packet, tls_context
 from agent.mqtt.sockets import disable_nagle
-from agent.protocol.topics import is_filter, topic_matches
+from agent.protocol.topics import topic_matches, valid_filter
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class Connection:
             host_name=broker.host,
             port=broker.port,
             bootstrap=_bootstrap(),
-            tls_ctx=tls_context(broker.ca_cert) if broker.ca_cert else None,
+            tls_ctx=tls_context(broker.tls) if broker.tls else None,
             socket_options=io.SocketOptions(),
             connect_options=connect,
             session_behavior=persistent if broker.session_expiry_s else mqtt5.ClientSessionBehaviorType.CLEAN,
@@ -313,7 +313,7 @@ class Connection:
 
     @staticmethod
     def _subscribe_packet(filters: Sequence[str]) -> Any:
-        wrong = [name for name in filters if not is_filter(name)]
+        wrong = [name for name in filters if not valid_filter(name)]
         if wrong:
             raise BrokerError(f"{', '.join(map(repr, wrong))} is no topic filter that MQTT allows", final=True)
         subscriptions = [

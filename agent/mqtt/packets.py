@@ -29,15 +29,24 @@ class Outgoing(NamedTuple):
     user_properties: tuple[tuple[str, str], ...] = ()
 
 
+class Tls(NamedTuple):
+    """Files of a connection that uses TLS, as paths; with a certificate and its key it is mutual."""
+
+    ca_cert: str
+    cert_file: str | None = None
+    private_key: str | None = None
+    alpn: str | None = None
+
+
 class Broker(NamedTuple):
-    """Where to connect, and as whom. `ca_cert` is a path; with it the connection uses TLS."""
+    """Where to connect, and as whom; without `tls` in plain TCP."""
 
     host: str
     port: int
     client_id: str
     username: str | None = None
     password: str | None = None
-    ca_cert: str | None = None
+    tls: Tls | None = None
     keep_alive_s: int = 45
     receive_maximum: int = 32
     session_expiry_s: int = SESSION_EXPIRY_S
@@ -104,8 +113,14 @@ def publish_packet(message: Outgoing) -> Any:
     )
 
 
-def tls_context(ca_cert: str) -> Any:
-    options = io.TlsContextOptions()
-    options.override_default_trust_store_from_path(None, ca_cert)
-    options.min_tls_ver = io.TlsVersion.TLSv1_2
+def tls_context(tls: Tls) -> Any:
+    """Raises OSError and AwsCrtError when a file cannot be read or does not hold what it should."""
+    if tls.cert_file and tls.private_key:
+        options = io.TlsContextOptions.create_client_with_mtls_from_path(tls.cert_file, tls.private_key)
+    else:
+        options = io.TlsContextOptions()
+    options.override_default_trust_store_from_path(None, tls.ca_cert)
+    options.min_tls_ver = io.TlsVersion.TLSv1_2  # the library's own default went down to 1.1
+    if tls.alpn:
+        options.alpn_list = [tls.alpn]
     return io.ClientTlsContext(options)

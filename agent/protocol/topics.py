@@ -5,8 +5,8 @@ from typing import Final, NamedTuple
 
 from agent.config import Topics
 from agent.errors import RequestError
+from agent.protocol.limits import IOT_CORE, Limits
 
-MAX_TOPIC_BYTES: Final = 256
 MAX_FILTER_BYTES: Final = 65_535
 # What MQTT 5.0 (section 1.5.4) lets a receiver refuse in a topic, and the MQTT library does refuse.
 _UNSPEAKABLE: Final = re.compile(
@@ -14,6 +14,8 @@ _UNSPEAKABLE: Final = re.compile(
     + "".join(chr((plane << 16) + last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
     + "]"
 )
+_UNCOUNTED: Final = re.compile(r"\$aws/rules/[^/]*/|\$share/[^/]+/", re.IGNORECASE)
+"""What may stand in front of a topic at AWS IoT Core and does not count."""
 _SAFE_CLIENT_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 
 
@@ -82,8 +84,8 @@ class AgentTopics(NamedTuple):
             reason = "must hold no wildcard"
         elif _UNSPEAKABLE.search(topic):
             reason = "must hold no control character, surrogate or noncharacter"
-        elif len(topic.encode("utf-8", "surrogatepass")) > MAX_TOPIC_BYTES:
-            reason = f"must be at most {MAX_TOPIC_BYTES} bytes long"
+        elif len(topic.encode("utf-8", "surrogatepass")) > IOT_CORE.topic_bytes:
+            reason = f"must be at most {IOT_CORE.topic_bytes} bytes long"
         elif topic in self.taken():
             reason = "must not be a topic that the agent itself listens or reports on"
         if reason:
@@ -91,7 +93,7 @@ class AgentTopics(NamedTuple):
         return topic
 
 
-def is_filter(text: str) -> bool:
+def valid_filter(text: str) -> bool:
     """Whether a text may be subscribed to (MQTT 5.0, section 4.7.1): wildcards fill a level, # only the last one."""
     levels = text.split("/")
     return (
@@ -117,3 +119,15 @@ def topic_matches(topic_filter: str, topic: str) -> bool:
         if not levels and wanted:
             return False
     return len(levels) == len(wanted) and all(w in ("+", level) for w, level in zip(wanted, levels, strict=True))
+
+
+def has_wildcard(topic_filter: str) -> bool:
+    return "+" in topic_filter or "#" in topic_filter
+
+
+def topic_fits(topic: str, limits: Limits, *, is_filter: bool = False) -> bool:
+    """Whether a topic, or a filter, is well formed and, for AWS IoT Core, short enough and not too deep."""
+    if not valid_filter(topic) or (not is_filter and has_wildcard(topic)):
+        return False
+    counted = topic[match.end() :] if (match := _UNCOUNTED.match(topic)) else topic
+    return len(topic.encode()) <= limits.topic_bytes and counted.count("/") <= limits.topic_slashes

@@ -2,11 +2,13 @@
 
 from typing import Any, Final
 
-from agent.local_cloud.policy import CONNECT_ATTRIBUTES, IS_ATTACHED, THING_NAME
 from agent.protocol.topics import AgentTopics
 
 REGION: Final = "us-east-1"
 ACCOUNT: Final = "123456789012"
+THING_NAME: Final = "iot:Connection.Thing.ThingName"
+IS_ATTACHED: Final = "iot:Connection.Thing.IsAttached"
+CONNECT_ATTRIBUTES: Final = "iot:ConnectAttributes"
 THING_VARIABLE: Final = f"${{{THING_NAME}}}"
 
 
@@ -21,8 +23,9 @@ def agent_policy(topics: AgentTopics, share_group: str) -> dict[str, Any]:
     shadows = f"$aws/things/{THING_VARIABLE}/shadow/*"
     return _document(
         _connect("PersistentConnect", "LastWill"),
-        _allow("iot:Publish", "topic", [*answered, topics.status, topics.own_status, shadows]),
-        _allow("iot:RetainPublish", "topic", [topics.own_status]),
+        # On the topic of its own requests it probes whether messages still arrive.
+        _allow("iot:Publish", "topic", [*answered, topics.status, own, shadows]),
+        _allow(["iot:Publish", "iot:RetainPublish"], "topic", [topics.own_status]),
         _allow("iot:Subscribe", "topicfilter", [own, *wanted, f"$share/{share_group}/*", shadows]),
         _allow("iot:Receive", "topic", [topics.shared_requests, own, *wanted, shadows]),
     )
@@ -54,7 +57,7 @@ def _connect(*attributes: str) -> dict[str, Any]:
     return statement
 
 
-def _allow(action: str, kind: str, names: list[str]) -> dict[str, Any]:
+def _allow(action: str | list[str], kind: str, names: list[str]) -> dict[str, Any]:
     resources = [f"arn:aws:iot:{REGION}:{ACCOUNT}:{kind}/{name}" for name in names]
     return {"Effect": "Allow", "Action": action, "Resource": resources}
 

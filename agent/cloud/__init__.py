@@ -1,0 +1,1 @@
+"""What is AWS IoT Core's: identity, policy, link, device shadow, set-up."""
