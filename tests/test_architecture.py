@@ -35,7 +35,7 @@ FLOORS = (
     "__init__",
 )
 ONLY_IMPORTERS = {
-    "awscrt": {"mqtt/connection.py", "mqtt/packets.py", "logs.py"},
+    "awscrt": {"mqtt/connection.py", "mqtt/link.py", "mqtt/options.py", "mqtt/packets.py", "logs.py"},
     "onnxruntime": {"search/embedder.py", "search/native.py"},
     "tokenizers": {"search/embedder.py"},
     "usearch": {"search/native.py"},

@@ -1,9 +1,13 @@
 """What a connection sends and receives, and how the library wants it."""
 
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal, NamedTuple
 
 from awscrt import io, mqtt5
+
+from agent.errors import BrokerError
+from agent.protocol.limits import Limits
+from agent.protocol.topics import AgentTopics, topic_fits, valid_filter
 
 SESSION_EXPIRY_S: Final = 3_600
 
@@ -18,7 +22,7 @@ FINAL_REFUSALS: Final = frozenset(
 
 
 class Outgoing(NamedTuple):
-    """A message to publish, at QoS 1."""
+    """A message to publish; one with `expiry_s` is worth nothing to who gets it later."""
 
     topic: str
     payload: bytes
@@ -27,6 +31,7 @@ class Outgoing(NamedTuple):
     correlation: bytes | None = None
     content_type: str | None = "application/json"
     user_properties: tuple[tuple[str, str], ...] = ()
+    expiry_s: int | None = None
 
 
 class Tls(NamedTuple):
@@ -39,7 +44,7 @@ class Tls(NamedTuple):
 
 
 class Broker(NamedTuple):
-    """Where to connect, and as whom; without `tls` in plain TCP."""
+    """Where to connect, and as whom; without `tls` in plain TCP. `topics` are an agent's on this broker."""
 
     host: str
     port: int
@@ -51,6 +56,12 @@ class Broker(NamedTuple):
     receive_maximum: int = 32
     session_expiry_s: int = SESSION_EXPIRY_S
     will: Outgoing | None = None
+    qos: Literal[0, 1] = 1
+    # The least and the most that the library waits between attempts, a random part of a doubling time.
+    reconnect_ms: tuple[int, int] = (100, 800)
+    limits: Limits | None = None  # what the service allows beyond MQTT itself
+    topics: AgentTopics | None = None
+    share_group: str | None = None  # of the subscription to requests that go to any agent
 
 
 def _nothing() -> None:
@@ -99,18 +110,55 @@ class Message:
         acknowledge()
 
 
-def publish_packet(message: Outgoing) -> Any:
+def publish_packet(message: Outgoing, qos: int = 1) -> Any:
     return mqtt5.PublishPacket(
         topic=message.topic,
         payload=message.payload,
-        qos=mqtt5.QoS.AT_LEAST_ONCE,
+        qos=mqtt5.QoS(qos),
         retain=message.retain,
         response_topic=message.response_topic,
         correlation_data_bytes=message.correlation,
         content_type=message.content_type,
+        message_expiry_interval_sec=message.expiry_s,
         user_properties=[mqtt5.UserProperty(name=name, value=value) for name, value in message.user_properties],
         # No payload format indicator: with it the library refuses a text that holds U+007F, as some abstracts do.
     )
+
+
+def subscribe_packets(filters: Sequence[str], qos: int, limits: Limits | None) -> list[Any]:
+    """SUBSCRIBE packets for these filters, as few as allowed. Raises BrokerError for what is no filter."""
+    wrong = [name for name in filters if not _fits(name, limits, is_filter=True)]
+    if wrong:
+        raise BrokerError(
+            f"{', '.join(map(repr, wrong))} is no topic filter that MQTT or the broker allows", final=True
+        )
+    subscriptions = [
+        mqtt5.Subscription(
+            topic_filter=name,
+            qos=mqtt5.QoS(qos),
+            # A retained request would be answered again at every connect.
+            retain_handling_type=mqtt5.RetainHandlingType.DONT_SEND,
+        )
+        for name in filters
+    ]
+    size = limits.filters_per_subscribe if limits else max(1, len(subscriptions))
+    return [
+        mqtt5.SubscribePacket(subscriptions=subscriptions[first : first + size])
+        for first in range(0, len(subscriptions), size)
+    ]
+
+
+def refusal(message: Outgoing, limits: Limits) -> str | None:
+    """Why the service would end the connection over a message (AWS IoT Core does); None if it takes it."""
+    if not _fits(message.topic, limits):
+        return f"a topic has at most {limits.topic_bytes} bytes and {limits.topic_slashes} slashes: {message.topic!r}"
+    if len(message.payload) > limits.payload_bytes:
+        return f"a message of {len(message.payload)} bytes; at most {limits.payload_bytes} are taken"
+    return None
+
+
+def _fits(topic: str, limits: Limits | None, *, is_filter: bool = False) -> bool:
+    return topic_fits(topic, limits, is_filter=is_filter) if limits else valid_filter(topic)
 
 
 def tls_context(tls: Tls) -> Any:

@@ -1,12 +1,14 @@
-"""So many a second, in bursts of as many. Pure: the time is handed in."""
+"""So many a second, in bursts of a bounded size. Pure: the time is handed in."""
 
 from typing import Final
 
 
 class Rate:
-    def __init__(self, per_second: int) -> None:
+    def __init__(self, per_second: float, burst: float | None = None) -> None:
+        """`burst` may come at once after a pause; by default one second's worth."""
         self._per_second: Final = per_second
-        self._left = float(per_second)
+        self._burst: Final = float(per_second if burst is None else burst)
+        self._left = self._burst
         self._seen: float | None = None
 
     def take(self, now: float) -> bool:
@@ -26,4 +28,4 @@ class Rate:
     def _refill(self, now: float) -> None:
         elapsed = 0.0 if self._seen is None else now - self._seen
         self._seen = now
-        self._left = min(float(self._per_second), self._left + elapsed * self._per_second)
+        self._left = min(self._burst, self._left + elapsed * self._per_second)

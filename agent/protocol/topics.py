@@ -104,10 +104,14 @@ def valid_filter(text: str) -> bool:
     )
 
 
+def topic_part(topic_filter: str) -> str:
+    """What a filter says of topics: of a shared subscription, what stands behind `$share/GROUP/`."""
+    return topic_filter.split("/", 2)[-1] if topic_filter.startswith("$share/") else topic_filter
+
+
 def topic_matches(topic_filter: str, topic: str) -> bool:
     """Whether a topic matches a subscription (MQTT 5.0, section 4.7), shared ones included."""
-    if topic_filter.startswith("$share/"):
-        topic_filter = topic_filter.split("/", 2)[2]
+    topic_filter = topic_part(topic_filter)
     if topic_filter == topic:
         return True
     if topic.startswith("$") and topic_filter[:1] in "+#":

@@ -1,0 +1,257 @@
+"""A link to one broker that keeps itself up, for asyncio: connecting, losing, pausing, and why.
+
+The library calls back on its own thread. A callback there may neither block nor raise, so it only takes what it
+got into our hands and wakes the event loop; everything else happens on the loop.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Final
+
+from awscrt import mqtt5
+
+from agent.errors import BrokerError
+from agent.mqtt.options import MAX_PACKET_BYTES, Callbacks, new_client
+from agent.mqtt.packets import Broker, Message
+from agent.mqtt.reasons import advice
+from agent.mqtt.sockets import disable_nagle
+
+log = logging.getLogger(__name__)
+
+ALARM_S: Final = 120.0
+"""An alarm is over when a link has stood so long."""
+STOP_TIMEOUT_S: Final = 1.5
+
+
+class Link(ABC):
+    """What `Connection` stands on."""
+
+    def __init__(self, broker: Broker, *, explain: Callable[[str], str] = str) -> None:
+        """`explain` may put what kept a link from coming up into better words than the library's."""
+        self.broker = broker
+        self.connected: Final = asyncio.Event()
+        self.failed_attempts = 0  # since the link last stood
+        self._explain: Final = explain
+        self._on_connected: list[Callable[[], None]] = []
+        self._on_change: list[Callable[[], None]] = []
+        self._stopped: Final = asyncio.Event()
+        self._stopping = True
+        self._pausing: asyncio.TimerHandle | None = None
+        self._session = 0  # counts lost links: an acknowledgement of an earlier link has no meaning on this one
+        self._largest_packet = MAX_PACKET_BYTES  # that the broker takes
+        self._last_failure: str | None = None
+        self._alarm: str | None = None
+        self._alarm_over: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._client: Any = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @abstractmethod
+    def _take(self, message: Message) -> None:
+        """A message has arrived. On the library's thread."""
+
+    @abstractmethod
+    async def _resume(self) -> None:
+        """A link has come up: `_announce` it once it can be used."""
+
+    @abstractmethod
+    def _forget_session(self) -> None:
+        """The broker knows nothing of earlier subscriptions, or is not to be trusted in that."""
+
+    @property
+    def client(self) -> Any:
+        """The library's own client, for its clients of services; another one after `set_receive_maximum`."""
+        return self._client
+
+    @property
+    def address(self) -> str:
+        return f"{self.broker.host}:{self.broker.port}"
+
+    @property
+    def problems(self) -> list[str]:
+        """What a person should do something about, in words."""
+        return [f"{self.address}: {self._alarm}"] if self._alarm else []
+
+    def start(self) -> None:
+        """Begin to connect, and stay connected until `stop`. Needs a running event loop.
+
+        Raises AwsCrtError when a file of the TLS settings cannot be used.
+        """
+        self._loop = asyncio.get_running_loop()
+        callbacks = Callbacks(
+            publish=self._crt_publish,
+            connected=lambda event: self._post(
+                self._connected_to,
+                event.connack_packet.session_present,
+                event.negotiated_settings.maximum_packet_size_to_server,
+            ),
+            failed=lambda event: self._post(self._failed, event.exception, event.connack_packet),
+            disconnected=self._crt_disconnected,
+            stopped=lambda _: self._post(self._stopped.set),
+        )
+        self._client = self._client or new_client(self.broker, callbacks)
+        self._stopping = False
+        self.failed_attempts = 0
+        self._forget_session()
+        self._client.start()
+
+    async def wait_connected(self, timeout_s: float) -> None:
+        """Wait for the link. Raises BrokerError, with the last failure, when it does not come up in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.connected.wait()
+        except TimeoutError as error:
+            hint = "is mosquitto running, and is local_broker.host and .port right?"
+            if self.broker.limits:
+                hint = "is there a network, and is aws_iot.endpoint and .port right?"
+            raise BrokerError(
+                f"no MQTT broker at {self.address}: {self._last_failure or 'no answer'}", hint=hint
+            ) from error
+
+    async def stop(self) -> None:
+        """Disconnect in order: the broker keeps the session and does not send the will."""
+        if self._stopping:
+            return
+        self._stopping = True
+        if self._pausing:
+            self._pausing.cancel()
+            self._pausing = None
+        else:
+            self._stopped.clear()
+            self._client.stop(mqtt5.DisconnectPacket())
+            try:
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await self._stopped.wait()
+            except TimeoutError:
+                log.warning("the link to %s did not close in time", self.address)
+        for task in self._tasks:
+            task.cancel()
+        self.connected.clear()
+
+    async def set_receive_maximum(self, messages: int) -> None:
+        """Let the broker send so many unacknowledged messages; a link that stands is made anew for it."""
+        if messages == self.broker.receive_maximum:
+            return
+        running = not self._stopping
+        await self.stop()
+        self.broker = self.broker._replace(receive_maximum=messages)
+        self._client = None
+        if running:
+            self.start()
+
+    def renew(self) -> None:
+        """Make the link anew and trust nothing of the old one: every subscription is asked for again."""
+        self._forget_session()
+        self._pause(0.0)
+
+    def on_connected(self, callback: Callable[[], None]) -> None:
+        """Call back on the loop after each connect, once subscriptions stand."""
+        self._on_connected.append(callback)
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Call back on the loop whenever the link came up or was lost, and when an attempt failed."""
+        self._on_change.append(callback)
+
+    # -- on the library's thread ------------------------------------------------------------------------------
+
+    def _post(self, callback: Callable[..., Any], *arguments: Any) -> None:
+        """From any thread to the loop; after the loop has closed there is nobody left to tell."""
+        try:
+            self._loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:
+            log.debug("event after the end of the loop dropped")
+
+    def _crt_disconnected(self, event: Any) -> None:
+        self._session += 1
+        self._post(self._disconnected, event.exception, event.disconnect_packet)
+
+    def _crt_publish(self, event: Any) -> None:
+        take = event.acquire_publish_acknowledgement_control
+        control = take() if take else None
+        session = self._session
+
+        def lost() -> bool:
+            return session != self._session
+
+        def acknowledge() -> None:
+            # Once stop() was called, an acknowledgement would keep the link from closing.
+            if control is not None and not lost() and not self._stopping:
+                try:
+                    self._client.invoke_publish_acknowledgement(control)
+                except Exception as error:  # noqa: BLE001  a link that just died; the broker delivers again
+                    log.debug("acknowledgement not sent: %s", error)
+
+        self._take(Message(event.publish_packet, time.monotonic(), acknowledge, lost))
+
+    # -- on the loop ------------------------------------------------------------------------------------------
+
+    def _connected_to(self, session_present: bool, largest_packet: int) -> None:
+        self._largest_packet = largest_packet
+        disable_nagle(self.broker.port)
+        if not session_present:
+            self._forget_session()
+        task = asyncio.ensure_future(self._resume())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _announce(self) -> None:
+        # Said only now: whoever reads it may count on being heard.
+        log.info("connected to %s as %s", self.address, self.broker.client_id)
+        self._last_failure = None
+        self.failed_attempts = 0
+        if self._alarm:
+            self._alarm_over = self._loop.call_later(ALARM_S, self._end_alarm)
+        self.connected.set()
+        for callback in (*self._on_connected, *self._on_change):
+            callback()
+
+    def _failed(self, exception: Exception, connack: Any) -> None:
+        if self._stopping or self._pausing:
+            return
+        self.failed_attempts += 1
+        reason = f"refused, {self._heeded(connack.reason_code)}" if connack else self._explain(str(exception))
+        if reason != self._last_failure:  # say it once, not at every attempt
+            log.warning("cannot connect to %s: %s", self.address, reason)
+        self._last_failure = reason
+        for callback in self._on_change:
+            callback()
+
+    def _disconnected(self, exception: Exception | None, packet: Any) -> None:
+        self.connected.clear()
+        if self._alarm_over:
+            self._alarm_over.cancel()
+        if self._stopping or self._pausing:
+            return
+        log.warning("link to %s lost: %s", self.address, self._heeded(packet.reason_code) if packet else exception)
+        for callback in self._on_change:
+            callback()
+
+    def _heeded(self, code: int) -> str:
+        """What a reason code means, in words, after doing what follows from it."""
+        what = advice(code)
+        words = f"0x{code:02X}: {what.meaning}"
+        if what.alarm:
+            self._alarm = words
+        if what.pause_s:
+            self._pause(min(what.pause_s, self.broker.reconnect_ms[1] / 1e3))
+        return words
+
+    def _end_alarm(self) -> None:
+        self._alarm = None
+
+    def _pause(self, about_s: float) -> None:
+        """End the link, or the attempts at one, and begin anew after that time, give or take a half."""
+
+        def go_on() -> None:
+            self._pausing = None
+            self._client.start()
+
+        if not self._stopping and not self._pausing:
+            self.connected.clear()
+            self._client.stop()
+            spread = random.uniform(0.5, 1.5)  # noqa: S311  devices of a fleet should not come back all at once
+            self._pausing = self._loop.call_later(about_s * spread, go_on)
