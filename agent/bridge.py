@@ -15,10 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Final
 
+from agent.config import Config
 from agent.errors import BrokerError, RequestError
 from agent.handlers import Answer, Handlers
 from agent.mqtt.connection import Connection, Publishing
-from agent.mqtt.packets import Message
+from agent.mqtt.packets import Broker, Message
 from agent.protocol.topics import AgentTopics
 from agent.search.api import SearchAPI
 
@@ -28,6 +29,11 @@ DRAIN_TIMEOUT_S: Final = 1.5
 RETRY_S: Final = 1.0
 MAX_WAITING: Final = 4_096
 MAX_WAITING_BYTES: Final = 8 * 1024 * 1024
+
+
+def topics_on(broker: Broker, config: Config) -> AgentTopics:
+    """The agent's topics on a broker: its own ones, else those of the local broker."""
+    return broker.topics or AgentTopics.of(config.local_broker.topics, config.thing_name)
 
 
 class MQTTSearchBridge:
@@ -41,7 +47,7 @@ class MQTTSearchBridge:
         self.counters: Final[Counter[str]] = Counter()
         self._client = client
         self._api = search_api
-        self._topics = AgentTopics.of(search_api.config.local_broker.topics, search_api.config.thing_name)
+        self._topics = topics_on(client.broker, search_api.config)
         self._handlers = Handlers(search_api, self._topics, client.largest_payload)
         # Updates change something, so they are carried out one after the other, in the order of their arrival.
         self._updates: Final = ThreadPoolExecutor(1, thread_name_prefix="updates")
@@ -64,7 +70,12 @@ class MQTTSearchBridge:
     async def setup(self) -> None:
         """Subscribe; from here on messages are answered."""
         self._loop = asyncio.get_running_loop()
-        await self._client.listen(list(self._handlers.kinds), self._take, on_arrival=True)
+        filters = list(self._handlers.kinds)
+        if self._client.broker.share_group:
+            # Every agent of the group subscribes to these, and one of them gets each request.
+            shared = self._topics.shared_requests
+            filters[filters.index(shared)] = f"$share/{self._client.broker.share_group}/{shared}"
+        await self._client.listen(filters, self._take, on_arrival=True)
 
     async def close(self) -> None:
         """Take no more messages, and finish those under way if they are quick."""

@@ -71,10 +71,10 @@ class Certificates(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class AwsIot(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    enabled: Annotated[bool, Meta(description="Connect to AWS IoT Core (not in this version yet).")] = False
+    enabled: Annotated[bool, Meta(description="Connect to AWS IoT Core as well.")] = False
     region: Annotated[str, Meta(description="AWS region.")] = "us-east-1"
     endpoint: Annotated[str, Meta(description="The account's data endpoint.")] = ""
-    endpoints: Annotated[list[str], Meta(description="Further endpoints, tried in order.")] = field(
+    endpoints: Annotated[list[str], Meta(description="Further ones, tried in order; HOST or HOST:PORT.")] = field(
         default_factory=list
     )
     port: Annotated[Port, Meta(description="8883, or 443 with ALPN.")] = 8883
@@ -84,9 +84,14 @@ class AwsIot(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ] = ""
     certificates: Certificates = field(default_factory=Certificates)
     topics: Topics = field(default_factory=Topics)
-    share_group: Annotated[str, Meta(description="Shared-subscription group on the cloud link.")] = "arxplorer"
+    share_group: Annotated[
+        str,
+        Meta(pattern=r"^[^/+#\x00]{1,128}$", description="Of the agents of which one answers a request to them all."),
+    ] = "arxplorer"
     qos: Annotated[Literal[0, 1], Meta(description="Quality of service on the cloud link.")] = 1
     keep_alive: Annotated[int, Meta(ge=30, le=1200, description="MQTT keep-alive in seconds.")] = 45
+    max_backoff_s: Annotated[int, Meta(ge=1, le=3600, description="Longest wait between attempts, in seconds.")] = 120
+    probe_s: Annotated[int, Meta(ge=5, le=86400, description="Seconds between checks that messages arrive.")] = 300
 
 
 class SearchConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

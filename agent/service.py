@@ -4,55 +4,28 @@ import asyncio
 import logging
 import signal
 import time
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from agent import __version__
-from agent.bridge import MQTTSearchBridge
-from agent.config import Config, LocalBroker, find_config_file, load_config
+from agent.channel import SERVICE, Channel
+from agent.config import Config, find_config_file, load_config
 from agent.corpus.embedding import embed_missing
 from agent.device import host
 from agent.domain import SearchRequest
-from agent.errors import AgentError, BrokerError, ConfigError
-from agent.mqtt.connection import Connection
-from agent.mqtt.packets import Broker, Outgoing, Tls
-from agent.protocol.answers import encode_status
-from agent.protocol.topics import AgentTopics
+from agent.errors import AgentError, ConfigError
+from agent.mqtt.local import local_broker
 from agent.search.api import SearchAPI
+
+if TYPE_CHECKING:
+    from agent.cloud.link import CloudLink
 
 log = logging.getLogger(__name__)
 
 FOLLOW_INTERVAL_S: Final = 1.0
-FAREWELL_TIMEOUT_S: Final = 1.0
 UPKEEP_TIMEOUT_S: Final = 0.5
-SERVICE: Final = "arxplorer_search"
-
-
-def broker_of(
-    broker: LocalBroker, *, client_id: str, receive_maximum: int = 32, will: Outgoing | None = None
-) -> Broker:
-    """The local broker of the configuration. Raises ConfigError when its password file cannot be read."""
-    password = None
-    if broker.password_file:
-        try:
-            password = Path(broker.password_file).read_text("utf-8").strip()
-        except OSError as error:
-            raise ConfigError(f"cannot be read: {error.strerror}", path="local_broker.password_file") from error
-    if broker.ca_cert and not Path(broker.ca_cert).is_file():
-        raise ConfigError(f"no file at {broker.ca_cert}", path="local_broker.ca_cert")
-    return Broker(
-        host=broker.host,
-        port=broker.port,
-        client_id=client_id,
-        username=broker.username or None,
-        password=password,
-        tls=Tls(broker.ca_cert) if broker.ca_cert else None,
-        keep_alive_s=broker.keep_alive,
-        receive_maximum=receive_maximum,
-        will=will,
-    )
 
 
 class MQTTSearchService:
@@ -64,21 +37,37 @@ class MQTTSearchService:
     def __init__(self, config: Config | None = None) -> None:
         """Without a configuration, the one that the command line would use. Raises ConfigError."""
         self.config: Final = config or load_config(find_config_file(None))
-        if self.config.aws_iot.enabled:
-            raise ConfigError("the cloud link is not part of this version yet; set it to false", path="aws_iot.enabled")
-        if not self.config.local_broker.enabled:
+        if not (self.config.local_broker.enabled or self.config.aws_iot.enabled):
             raise ConfigError("no broker is enabled, so nobody could ask", path="local_broker.enabled")
         self.api: Final = SearchAPI(self.config)
-        self._topics: Final = AgentTopics.of(self.config.local_broker.topics, self.config.thing_name)
-        self._client_id: Final = self.config.local_broker.client_id or self.config.thing_name
+        self._channels: list[Channel] = []
+        self._cloud: CloudLink | None = None
+        self._add_channels()
         self._started = time.monotonic()
         self._stop = asyncio.Event()
-        self._report_now = asyncio.Event()
         self._follow_now = asyncio.Event()
         # One thread, hence one SQLite connection, follows the corpus; it also embeds what has no vector yet.
         self._upkeep: Final = ThreadPoolExecutor(1, thread_name_prefix="upkeep")
         self._job: Future[None] | None = None
         self._embedded = -1  # change number up to which everything has a vector
+
+    def _add_channels(self) -> None:
+        thing_name, receive_maximum = self.config.thing_name, self.config.limits.max_pending
+        if self.config.local_broker.enabled:
+            broker = local_broker(self.config.local_broker, thing_name)
+            self._channels.append(Channel("local", broker._replace(receive_maximum=receive_maximum), self.api))
+        aws_iot = self.config.aws_iot
+        if aws_iot.enabled:
+            # Loads what reads certificates, which a device without a cloud link need not hold in memory.
+            from agent.cloud.link import CloudLink, cloud_brokers, explainer
+
+            explain = explainer(aws_iot)
+            cloud = [
+                Channel("cloud", broker._replace(receive_maximum=receive_maximum), self.api, explain=explain)
+                for broker in cloud_brokers(aws_iot, thing_name)
+            ]
+            self._cloud = CloudLink(aws_iot, [channel.connection for channel in cloud])
+            self._channels += cloud
 
     def stop(self) -> None:
         """Ask `run_forever` to end in order."""
@@ -86,24 +75,15 @@ class MQTTSearchService:
 
     async def run_forever(self) -> None:
         """Run until SIGTERM, SIGINT or `stop`."""
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         await loop.run_in_executor(self._upkeep, self._open)
-        will = self._status_message(self._topics.own_status, "offline", {"service": SERVICE}, retain=True)
-        connection = Connection(
-            broker_of(
-                self.config.local_broker,
-                client_id=self._client_id,
-                receive_maximum=self.config.limits.max_pending,
-                will=will,
-            )
-        )
-        bridge = MQTTSearchBridge(connection, self.api)
-        connection.on_connected(self._report_now.set)
-        bridge.on_update(self._follow_now.set)
-        await bridge.setup()
-        connection.start()
+        for channel in self._channels:
+            channel.bridge.on_update(self._follow_now.set)
+            await channel.bridge.setup()
+            if channel.name == "local":
+                channel.connection.start()
         log.info(
             "ready: %d papers, model %s",
             self.api.engine.index.papers.count(),
@@ -111,28 +91,21 @@ class MQTTSearchService:
         )
         try:
             async with asyncio.TaskGroup() as tasks:
-                loops = [
-                    tasks.create_task(self._follow_corpus(), name="follow corpus"),
-                    tasks.create_task(self._report(connection, bridge), name="report status"),
-                ]
+                loops = [tasks.create_task(self._follow_corpus(), name="follow corpus")]
+                for channel in self._channels:
+                    reporting = channel.report(self._details, lambda: self.config.health.heartbeat_s)
+                    loops.append(tasks.create_task(reporting, name=f"report to {channel.connection.address}"))
+                if self._cloud:
+                    loops.append(tasks.create_task(self._cloud.run(), name="cloud link"))
                 await self._stop.wait()
                 for task in loops:
                     task.cancel()
         finally:
-            await self._shut_down(connection, bridge)
+            await self._shut_down()
 
-    async def _shut_down(self, connection: Connection, bridge: MQTTSearchBridge) -> None:
+    async def _shut_down(self) -> None:
         """Within 5 s, whatever is under way: each wait below is bounded."""
-        await bridge.close()
-        details = {"service": SERVICE, "version": __version__}
-        farewell = [
-            self._status_message(self._topics.own_status, "offline", details, retain=True),
-            self._status_message(self._topics.status, "offline", details),
-        ]
-        with suppress(BrokerError, TimeoutError):
-            async with asyncio.timeout(FAREWELL_TIMEOUT_S):
-                await asyncio.gather(*map(connection.send, farewell))
-        await connection.stop()
+        await asyncio.gather(*(channel.close() for channel in self._channels))
         # Building an index of many vectors cannot be interrupted, and need not be waited for: papers.db is safe to
         # leave at any moment, and half a segment is never used.
         self._upkeep.shutdown(wait=False, cancel_futures=True)
@@ -177,38 +150,15 @@ class MQTTSearchService:
                 self._embedded = change
             if done:
                 log.info("embedded %d papers", done)
-                self._report_now.set()
-
-    async def _report(self, connection: Connection, bridge: MQTTSearchBridge) -> None:
-        """Publish the status after each connect and at every heartbeat."""
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self.config.health.heartbeat_s):
-                    await self._report_now.wait()
-            self._report_now.clear()
-            if not connection.connected.is_set():
-                continue
-            try:
-                details = await self._details(bridge)
-                status = "degraded" if details["problems"] else "online"
-                await connection.send(self._status_message(self._topics.own_status, status, details, retain=True))
-                await connection.send(self._status_message(self._topics.status, status, details))
-            except BrokerError as error:
-                log.warning("status not sent: %s", error.message)
-            except Exception:
-                log.exception("the status could not be read; search goes on")
+                for channel in self._channels:
+                    self._loop.call_soon_threadsafe(channel.report_soon)
 
     # -- status -----------------------------------------------------------------------------------------------
 
-    def _status_message(self, topic: str, status: str, details: dict[str, Any], *, retain: bool = False) -> Outgoing:
-        payload = encode_status(status, details, client_id=self._client_id, timestamp=time.time())
-        return Outgoing(topic, payload, retain=retain)
+    async def _details(self) -> dict[str, Any]:
+        return await asyncio.get_running_loop().run_in_executor(self.api.pool, self._read_details)
 
-    async def _details(self, bridge: MQTTSearchBridge) -> dict[str, Any]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.api.pool, self._read_details, bridge)
-
-    def _read_details(self, bridge: MQTTSearchBridge) -> dict[str, Any]:
+    def _read_details(self) -> dict[str, Any]:
         engine = self.api.engine
         papers = engine.index.papers
         capabilities = ["keyword_search"] + (["semantic_search", "hybrid_search"] if engine.embedder else [])
@@ -223,10 +173,20 @@ class MQTTSearchService:
                 "version": engine.corpus_version,
             },
             "model": engine.model,
-            "queue": {"pending": bridge.pending, "max_pending": self.config.limits.max_pending},
-            "counters": dict(bridge.counters),
+            "queue": {
+                "pending": sum(channel.bridge.pending for channel in self._channels),
+                "max_pending": self.config.limits.max_pending,
+            },
+            "links": [channel.state() for channel in self._channels],
+            "counters": dict(sum((channel.bridge.counters for channel in self._channels), Counter())),
             "memory_mb": host.memory_mb(),
             "disk_free_mb": host.disk_free_mb(self.config.data_dir),
             "temperature_c": host.temperature_c(),
-            "problems": self.api.problems,
+            "problems": self.api.problems + self._link_problems(),
         }
+
+    def _link_problems(self) -> list[str]:
+        found = self._cloud.problems if self._cloud else []
+        for channel in self._channels:
+            found += channel.connection.problems if channel.name == "local" else []
+        return found

@@ -10,7 +10,7 @@ import yaml
 from agent import __version__
 from agent.config import LocalBroker, Topics
 from agent.handlers import GZIP_PROPERTY
-from agent.mqtt.connection import MAX_PACKET_BYTES
+from agent.mqtt.options import MAX_PACKET_BYTES
 from agent.protocol.topics import AgentTopics
 
 BINDING: Final = {"bindingVersion": "0.2.0"}

@@ -104,14 +104,25 @@ def run_command(
 class Client:
     """An MQTT 5 client of another code base (paho), which collects what it receives."""
 
-    def __init__(self, port: int, *, version: int = paho.MQTTv5) -> None:
-        self.name = f"test-{uuid.uuid4().hex[:8]}"
+    def __init__(
+        self,
+        port: int,
+        *,
+        version: int = paho.MQTTv5,
+        host: str = "127.0.0.1",
+        name: str | None = None,
+        tls: dict[str, str] | None = None,
+    ) -> None:
+        """`tls` are the files of a mutual TLS connection: ca, cert and key."""
+        self.name = name or f"test-{uuid.uuid4().hex[:8]}"
         self.received: Queue[paho.MQTTMessage] = Queue()
         self._client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=self.name, protocol=version)
         self._client.on_message = lambda *arguments: self.received.put(arguments[2])
         self._subscribed = threading.Event()
         self._client.on_subscribe = lambda *_: self._subscribed.set()
-        self._client.connect("127.0.0.1", port)
+        if tls:
+            self._client.tls_set(tls["ca"], tls["cert"], tls["key"])
+        self._client.connect(host, port)
         self._client.loop_start()
         self.answers = f"arxplorer/responses/{self.name}"
         self.subscribe(self.answers)
@@ -173,12 +184,13 @@ def client(broker: Mosquitto) -> Iterator[Client]:
 class AgentProcess:
     """`arxplorer-agent run` with a corpus and a broker, as systemd would start it."""
 
-    def __init__(self, data_dir: Path, port: int, **environment: str) -> None:
+    def __init__(self, data_dir: Path, port: int, *, config: Path | None = None, **environment: str) -> None:
         self.data_dir, self.port = data_dir, port
+        self.options = ["--config", str(config)] if config else []
         self.environment = {
             **os.environ,
             "ARXPLORER__LOCAL_BROKER__PORT": str(port),
-            "ARXPLORER__AWS_IOT__THING_NAME": "test-agent",
+            **({} if config else {"ARXPLORER__AWS_IOT__THING_NAME": "test-agent"}),
             **environment,
         }
         self.log = data_dir.parent / "agent.log"
@@ -186,7 +198,7 @@ class AgentProcess:
 
     def spawn(self) -> "AgentProcess":
         with self.log.open("ab") as log:
-            command = [COMMAND, "--data-dir", str(self.data_dir), "run"]
+            command = [COMMAND, *self.options, "--data-dir", str(self.data_dir), "run"]
             self.process = subprocess.Popen(command, env=self.environment, stderr=log, cwd=self.data_dir.parent)
         return self
 
@@ -219,7 +231,7 @@ def start_agent() -> Iterator[Callable[..., AgentProcess]]:
     """Start agents that end with the test, however it ends."""
     started: list[AgentProcess] = []
 
-    def start(data_dir: Path, port: int, *, wait: bool = True, **environment: str) -> AgentProcess:
+    def start(data_dir: Path, port: int, *, wait: bool = True, **environment: Any) -> AgentProcess:
         started.append(AgentProcess(data_dir, port, **environment))
         return started[-1].start() if wait else started[-1].spawn()
 

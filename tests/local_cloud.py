@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mqtt5
-from conftest import COMMAND, WAIT_S, run_command
+from conftest import COMMAND, WAIT_S, Client, run_command
 
 from agent.local_cloud.control import command
 from agent.local_cloud.folder import CloudFolder
@@ -63,6 +63,13 @@ class LocalCloud:
         if policy:
             (self.folder / "policies" / f"{name}.json").write_text(json.dumps(policy))
         return name
+
+    def config(self, thing: str) -> Path:
+        return self.folder / "things" / thing / "config.yaml"
+
+    def client(self, thing: str = "app") -> Client:
+        """An application of another code base, which asks over the cloud link."""
+        return Client(self.port, host="localhost", name=thing, tls=self.files(thing))
 
     def files(self, thing: str) -> dict[str, str]:
         folder = self.folder / "things" / thing

@@ -312,7 +312,7 @@ def test_the_running_agent_embeds_what_was_imported_without_vectors(agent: Agent
 def test_a_wrong_broker_setting_is_named(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     refused = run_command("run", data_dir=tmp_path / "data", ARXPLORER__AWS_IOT__ENABLED="true")
-    assert (refused.returncode, b"aws_iot.enabled" in refused.stderr) == (1, True)
+    assert (refused.returncode, b"aws_iot.endpoint" in refused.stderr) == (1, True)
     unread = run_command("run", data_dir=tmp_path / "data", ARXPLORER__LOCAL_BROKER__PASSWORD_FILE="/absent")
     assert (unread.returncode, b"local_broker.password_file" in unread.stderr) == (1, True)
 

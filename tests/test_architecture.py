@@ -15,6 +15,7 @@ FLOORS = (
     "cli",
     "aws",
     "service",
+    "channel",
     "bridge",
     "handlers",
     "evaluation",
@@ -36,6 +37,7 @@ FLOORS = (
 )
 ONLY_IMPORTERS = {
     "awscrt": {"mqtt/connection.py", "mqtt/link.py", "mqtt/options.py", "mqtt/packets.py", "logs.py"},
+    "cryptography": {"cloud/identity.py"},
     "onnxruntime": {"search/embedder.py", "search/native.py"},
     "tokenizers": {"search/embedder.py"},
     "usearch": {"search/native.py"},

@@ -1,22 +1,23 @@
 """A client of the agent: publish requests, await answers, follow any topic, answer on topics of your own."""
 
 import asyncio
+import datetime as dt
 import inspect
 import logging
 import time
 import uuid
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
 from agent.config import Config, find_config_file, load_config
 from agent.errors import BrokerError
 from agent.mqtt.connection import Connection
-from agent.mqtt.packets import Message, Outgoing
+from agent.mqtt.local import local_broker
+from agent.mqtt.packets import Broker, Message, Outgoing
 from agent.protocol.topics import AgentTopics
-from agent.service import broker_of
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ MAX_CONTENT_BYTES: Final = 64 * 1024 * 1024
 
 
 class AWSIoTMQTTClient(Connection):
-    """Talks to agents through the local broker of the configuration.
+    """Talks to agents through a broker of the configuration: the local one where it is enabled, else AWS IoT Core.
 
     client = AWSIoTMQTTClient()
     await client.connect()
@@ -43,17 +44,43 @@ class AWSIoTMQTTClient(Connection):
     is raised when the broker cannot be reached or refuses, and when no answer comes in time.
     """
 
-    def __init__(self, config: Config | None = None, *, client_id: str | None = None) -> None:
-        """Without a configuration, the one that the command line would use; the client id is a new one."""
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        client_id: str | None = None,
+        link: Literal["local", "cloud"] | None = None,
+    ) -> None:
+        """Without a configuration, the one that the command line would use; `link` says which broker.
+
+        At the local broker the client id is a new one by default. At AWS IoT Core it is the thing's name, and a second
+        client of that name ends the first one's connection: an application needs a thing of its own there, never the
+        one that an agent runs with. Raises ConfigError.
+        """
         self.config: Final = config or load_config(find_config_file(None))
-        self.client_id: Final = client_id or f"arxplorer-client-{uuid.uuid4().hex[:12]}"
-        broker = broker_of(self.config.local_broker, client_id=self.client_id)
+        link = link or ("local" if self.config.local_broker.enabled else "cloud")
+        broker, explain = self._local(client_id) if link == "local" else self._cloud(client_id)
+        self.client_id: Final = broker.client_id
         # Nobody waits for the answers of a client that is gone: no session is kept for it.
-        super().__init__(broker._replace(session_expiry_s=0))
-        self._topics = AgentTopics.of(self.config.local_broker.topics, self.config.thing_name)
+        super().__init__(broker._replace(session_expiry_s=0), explain=explain)
+        section = self.config.local_broker if link == "local" else self.config.aws_iot
+        self._topics = AgentTopics.of(section.topics, self.config.thing_name)
         self._response_topic: Final = f"{self._topics.response_prefix}{self.client_id}"
         self._responses: dict[bytes, asyncio.Future[Any]] = {}
         self._running: set[asyncio.Task[None]] = set()
+
+    def _local(self, client_id: str | None) -> tuple[Broker, Callable[[str], str]]:
+        new_id = client_id or f"arxplorer-client-{uuid.uuid4().hex[:12]}"
+        return local_broker(self.config.local_broker, self.config.thing_name, client_id=new_id), str
+
+    def _cloud(self, client_id: str | None) -> tuple[Broker, Callable[[str], str]]:
+        # Loads what reads certificates, which local clients do without.
+        from agent.cloud.identity import check_identity
+        from agent.cloud.link import cloud_brokers, explainer
+
+        aws_iot = self.config.aws_iot
+        check_identity(aws_iot.certificates, dt.datetime.now(dt.UTC))
+        return cloud_brokers(aws_iot, client_id or self.config.thing_name)[0], explainer(aws_iot)
 
     async def connect(self, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
         """Connect, and from then on stay connected. Raises BrokerError when the broker does not answer in time."""

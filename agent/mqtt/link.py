@@ -35,6 +35,7 @@ class Link(ABC):
         self.broker = broker
         self.connected: Final = asyncio.Event()
         self.failed_attempts = 0  # since the link last stood
+        self.ended_with: int | None = None  # the reason code, if any, with which the broker last ended the link
         self._explain: Final = explain
         self._on_connected: list[Callable[[], None]] = []
         self._on_change: list[Callable[[], None]] = []
@@ -143,6 +144,12 @@ class Link(ABC):
         if running:
             self.start()
 
+    def raise_alarm(self, words: str) -> None:
+        """Name a problem until a link has stood for a while without it."""
+        self._alarm = words
+        if self._alarm_over:
+            self._alarm_over.cancel()
+
     def renew(self) -> None:
         """Make the link anew and trust nothing of the old one: every subscription is asked for again."""
         self._forget_session()
@@ -222,6 +229,7 @@ class Link(ABC):
 
     def _disconnected(self, exception: Exception | None, packet: Any) -> None:
         self.connected.clear()
+        self.ended_with = packet.reason_code if packet else None
         if self._alarm_over:
             self._alarm_over.cancel()
         if self._stopping or self._pausing:
@@ -235,7 +243,7 @@ class Link(ABC):
         what = advice(code)
         words = f"0x{code:02X}: {what.meaning}"
         if what.alarm:
-            self._alarm = words
+            self.raise_alarm(words)
         if what.pause_s:
             self._pause(min(what.pause_s, self.broker.reconnect_ms[1] / 1e3))
         return words

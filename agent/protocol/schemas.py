@@ -192,6 +192,13 @@ class StatusMemory(Struct, frozen=True, kw_only=True):
     anonymous: Annotated[float, Meta(description="Pages of no file.")]
 
 
+class StatusLink(Struct, frozen=True, kw_only=True):
+    name: Literal["local", "cloud"]
+    broker: Annotated[str, Meta(description="HOST:PORT")]
+    connected: bool
+    pending: Annotated[Count, Meta(description="Messages of this broker that are not answered yet.")]
+
+
 class StatusDetails(Struct, frozen=True, kw_only=True):
     """All of it while online or degraded; `offline` says service and version, the last will only the service."""
 
@@ -202,6 +209,7 @@ class StatusDetails(Struct, frozen=True, kw_only=True):
     corpus: StatusCorpus | UnsetType = UNSET
     model: str | UnsetType | None = UNSET
     queue: StatusQueue | UnsetType = UNSET
+    links: Annotated[list[StatusLink], Meta(description="One for each broker.")] | UnsetType = UNSET
     counters: Annotated[dict[str, Count], Meta(description="Messages since the start.")] | UnsetType = UNSET
     memory_mb: Annotated[StatusMemory, Meta(description="MiB.")] | UnsetType | None = UNSET
     disk_free_mb: float | UnsetType | None = UNSET

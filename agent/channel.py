@@ -1,0 +1,94 @@
+"""One broker that the agent serves: the connection, the bridge that answers on it, and the status reported to it.
+
+Channels know nothing of each other, so that whatever one of them waits for, the others go on.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Final, Literal
+
+from agent import __version__
+from agent.bridge import MQTTSearchBridge, topics_on
+from agent.errors import BrokerError
+from agent.mqtt.connection import Connection
+from agent.mqtt.packets import Broker, Outgoing
+from agent.protocol.answers import encode_status
+from agent.search.api import SearchAPI
+
+log = logging.getLogger(__name__)
+
+FAREWELL_TIMEOUT_S: Final = 1.0
+SERVICE: Final = "arxplorer_search"
+
+Details = dict[str, Any]
+
+
+class Channel:
+    def __init__(
+        self,
+        name: Literal["local", "cloud"],
+        broker: Broker,
+        api: SearchAPI,
+        *,
+        explain: Callable[[str], str] = str,
+    ) -> None:
+        self.name: Final = name
+        self._topics: Final = topics_on(broker, api.config)
+        self._client_id: Final = broker.client_id
+        self._report_now: Final = asyncio.Event()
+        will = self._status(self._topics.own_status, "offline", {"service": SERVICE}, retain=True)
+        self.connection: Final = Connection(broker._replace(will=will), explain=explain)
+        self.connection.on_connected(self._report_now.set)
+        self.bridge: Final = MQTTSearchBridge(self.connection, api)
+
+    def state(self) -> Details:
+        """What the status says of this channel."""
+        return {
+            "name": self.name,
+            "broker": self.connection.address,
+            "connected": self.connection.connected.is_set(),
+            "pending": self.bridge.pending,
+        }
+
+    def report_soon(self) -> None:
+        self._report_now.set()
+
+    async def report(self, details: Callable[[], Awaitable[Details]], heartbeat_s: Callable[[], float]) -> None:
+        """Publish the status after each connect, when asked to, and at every heartbeat; until cancelled."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(heartbeat_s()):
+                    await self._report_now.wait()
+            self._report_now.clear()
+            if not self.connection.connected.is_set():
+                continue
+            try:
+                current = await details()
+                status = "degraded" if current["problems"] else "online"
+                await self.connection.send(self._status(self._topics.own_status, status, current, retain=True))
+                await self.connection.send(self._status(self._topics.status, status, current))
+            except BrokerError as error:
+                log.warning("status not sent: %s", error.message)
+            except Exception:
+                log.exception("the status could not be read; search goes on")
+
+    async def close(self) -> None:
+        """Finish what is under way, if it is quick, and say goodbye where somebody hears it."""
+        await self.bridge.close()
+        details = {"service": SERVICE, "version": __version__}
+        farewell = [
+            self._status(self._topics.own_status, "offline", details, retain=True),
+            self._status(self._topics.status, "offline", details),
+        ]
+        if self.connection.connected.is_set():
+            with suppress(BrokerError, TimeoutError):
+                async with asyncio.timeout(FAREWELL_TIMEOUT_S):
+                    await asyncio.gather(*map(self.connection.send, farewell))
+        await self.connection.stop()
+
+    def _status(self, topic: str, status: str, details: Details, *, retain: bool = False) -> Outgoing:
+        payload = encode_status(status, details, client_id=self._client_id, timestamp=time.time())
+        return Outgoing(topic, payload, retain=retain)

@@ -1,0 +1,483 @@
+"""The agent on AWS IoT Core: the real process, over mutual TLS, by the policy that it prints, to the local cloud."""
+
+import asyncio
+import datetime as dt
+import json
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+from conftest import AgentProcess, Client, wait_until
+from local_cloud import LocalCloud
+
+from agent.cloud.identity import check_identity
+from agent.cloud.link import CloudLink, Patience, cloud_brokers, explainer
+from agent.config import Certificates, Config, load_config
+from agent.errors import BrokerError, ConfigError
+from agent.local_cloud.mosquitto import Mosquitto, free_port
+from agent.mqtt.connection import Connection
+from agent.mqtt.packets import Outgoing
+from agent.mqtt.reasons import ADVICE, advice
+from agent.protocol.limits import IOT_CORE
+
+QUESTION = {"query": "residual learning for image recognition"}
+ANSWER = "1512.03385"
+STATUS = "arxplorer/status"
+CLOUD_ONLY = {"ARXPLORER__LOCAL_BROKER__ENABLED": "false"}
+QUICK = {"ARXPLORER__AWS_IOT__MAX_BACKOFF_S": "1"}
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Iterator[LocalCloud]:
+    tmp_path.chmod(0o755)  # mosquitto gives up root
+    running = LocalCloud(tmp_path).start("--thing", "device", "--client", "app")
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def app(cloud: LocalCloud) -> Iterator[Client]:
+    client = cloud.client()
+    client.subscribe(STATUS)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def device(start_agent: Callable[..., AgentProcess], sample_data_dir: Path, cloud: LocalCloud) -> AgentProcess:
+    """The agent with the configuration that the local cloud made for it, and nothing else."""
+    return start_agent(sample_data_dir, 0, config=cloud.config("device"), **CLOUD_ONLY, **QUICK)
+
+
+def first(answer: dict) -> str:
+    return answer["results"][0]["arxiv_id"]
+
+
+def status(app: Client, wanted: Callable[[dict], bool] = bool) -> dict:
+    """The next status message that says what is wanted."""
+    while True:
+        message = app.next()
+        if message.topic.startswith(STATUS):
+            document = json.loads(message.payload)
+            if wanted(document):
+                return document
+
+
+# -- what it does there -------------------------------------------------------------------------------------------
+
+
+def test_a_request_over_the_cloud_is_answered(device: AgentProcess, app: Client) -> None:
+    answer = app.ask(QUESTION)
+    assert (first(answer), answer["metadata"]["processed_by"]) == (ANSWER, "device")
+    assert first(app.ask(QUESTION, "arxplorer/search/requests/device")) == ANSWER
+
+
+def test_texts_are_embedded_and_papers_added_over_the_cloud(device: AgentProcess, app: Client) -> None:
+    assert app.ask({"text": "galaxies"}, "arxplorer/embeddings")["dimensions"] == 384
+    paper = {"arxiv_id": "2401.00001", "title": "Zebrafish migration", "abstract": "Fish that travel."}
+    assert app.ask({"add": [paper]}, "arxplorer/corpus/updates")["added"] == 1
+    wait_until(lambda: (found := app.ask({"query": "zebrafish"})["results"]) and found[0]["arxiv_id"] == "2401.00001")
+
+
+def test_of_a_fleet_one_agent_answers_each_request(
+    start_agent, sample_data_dir: Path, cloud: LocalCloud, app: Client, device: AgentProcess
+) -> None:
+    cloud.thing("second", policy=None)
+    start_agent(sample_data_dir, 0, config=cloud.config("second"), **CLOUD_ONLY)
+    answers = [app.ask(QUESTION) for _ in range(12)]
+    assert {answer["metadata"]["processed_by"] for answer in answers} == {"device", "second"}
+    assert app.received.empty() or app.next().topic.startswith(STATUS)
+
+
+def test_the_status_names_both_links(start_agent, sample_data_dir, cloud: LocalCloud, app: Client, broker) -> None:
+    start_agent(sample_data_dir, broker.port, config=cloud.config("device"))
+    said = status(app, lambda one: one["status"] == "online")
+    assert [(link["name"], link["broker"]) for link in said["details"]["links"]] == [
+        ("local", f"127.0.0.1:{broker.port}"),
+        ("cloud", f"localhost:{cloud.port}"),
+    ]
+    local = Client(broker.port)
+    local.subscribe(STATUS)
+    assert (
+        status(local, lambda one: all(link["connected"] for link in one["details"]["links"]))["client_id"] == "device"
+    )
+    local.close()
+
+
+def test_the_last_will_says_offline_over_the_cloud_when_the_agent_dies(device: AgentProcess, app: Client) -> None:
+    app.subscribe(f"{STATUS}/device")
+    device.stop(signal.SIGKILL)
+    assert status(app, lambda one: one["status"] == "offline")["client_id"] == "device"
+
+
+def test_the_agent_uses_port_443_with_alpn(tmp_path: Path) -> None:
+    config = load_config(environment={"ARXPLORER__AWS_IOT__ENDPOINT": "h", "ARXPLORER__AWS_IOT__PORT": "443"})
+    assert [broker.tls.alpn for broker in cloud_brokers(config.aws_iot, "t")] == ["x-amzn-mqtt-ca"]
+    other = load_config(environment={"ARXPLORER__AWS_IOT__ENDPOINT": "h"})
+    assert [broker.tls.alpn for broker in cloud_brokers(other.aws_iot, "t")] == [None]
+
+
+# -- endpoints ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def regions(cloud: LocalCloud, tmp_path: Path) -> Iterator[tuple[LocalCloud, LocalCloud]]:
+    """Two local clouds that know the same things and certificates."""
+    second = LocalCloud(tmp_path / "second")
+    second.folder.mkdir(parents=True)
+    (tmp_path / "second").chmod(0o755)
+    for name in ("ca.pem", "ca.key", "server.pem", "server.key"):
+        (second.folder / name).write_bytes((cloud.folder / name).read_bytes())
+        (second.folder / name).chmod(0o600)
+    for path in cloud.folder.glob("things/*/*"):
+        copy = second.folder / path.relative_to(cloud.folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+        copy.chmod(0o600)
+    second.start("--thing", "device", "--client", "app")
+    yield cloud, second
+    second.kill()
+
+
+def in_process(cloud: LocalCloud, *more: str) -> Config:
+    environment = {"ARXPLORER__AWS_IOT__MAX_BACKOFF_S": "1", "ARXPLORER__AWS_IOT__ENDPOINTS": json.dumps(more)}
+    return load_config(cloud.config("device"), environment=environment)
+
+
+async def test_endpoints_are_tried_in_order_and_the_first_one_is_returned_to(regions) -> None:
+    first_region, second_region = regions
+    config = in_process(first_region, f"localhost:{second_region.port}")
+    connections = [Connection(broker) for broker in cloud_brokers(config.aws_iot, "device")]
+    link = CloudLink(config.aws_iot, connections, patience=Patience(attempts=2, return_s=0.05))
+    first_region.fault("refuse")
+    running = asyncio.create_task(link.run())
+    try:
+        await asyncio.wait_for(connections[1].connected.wait(), 30)
+        first_region.fault("clear")
+        await asyncio.wait_for(connections[0].connected.wait(), 30)
+        while connections[1].connected.is_set():
+            await asyncio.sleep(0.02)
+        second_region.fault("refuse")
+        assert await connections[0].echoes("arxplorer/search/requests/device", 5) is False  # nothing listens: no bridge
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await link.stop()
+
+
+# -- identity -----------------------------------------------------------------------------------------------------
+
+NOW = dt.datetime(2026, 11, 24, tzinfo=dt.UTC)
+
+
+@pytest.fixture
+def identity(tmp_path: Path) -> Certificates:
+    ca = trustme.CA()
+    issued = ca.issue_cert(common_name="device", not_before=NOW.replace(day=1), not_after=NOW.replace(day=30))
+    files = {name: tmp_path / f"{name}.pem" for name in ("ca_cert", "cert_file", "private_key")}
+    files["ca_cert"].write_bytes(ca.cert_pem.bytes())
+    files["cert_file"].write_bytes(issued.cert_chain_pems[0].bytes())
+    files["private_key"].write_bytes(issued.private_key_pem.bytes())
+    files["private_key"].chmod(0o600)
+    return Certificates(**{name: str(file) for name, file in files.items()})
+
+
+def test_a_certificate_its_key_and_a_root_ca_are_accepted(identity: Certificates) -> None:
+    check_identity(identity, NOW)
+
+
+def damaged(name: str) -> Callable[[Certificates], None]:
+    return lambda identity: Path(getattr(identity, name)).write_text("nonsense")
+
+
+def missing(name: str) -> Callable[[Certificates], None]:
+    return lambda identity: Path(getattr(identity, name)).unlink()
+
+
+def another_key(identity: Certificates) -> None:
+    Path(identity.private_key).write_bytes(trustme.CA().issue_cert(common_name="x").private_key_pem.bytes())
+
+
+def mode(number: int) -> Callable[[Certificates], None]:
+    return lambda identity: os.chmod(identity.private_key, number)
+
+
+@pytest.mark.parametrize(
+    ("harm", "now", "key", "said"),
+    [
+        pytest.param(mode(0o640), NOW, "private_key", "mode 640", id="a key that the group may read"),
+        pytest.param(mode(0o644), NOW, "private_key", "mode 644", id="a key that everybody may read"),
+        pytest.param(mode(0o620), NOW, "private_key", "mode 620", id="a key that the group may write"),
+        pytest.param(missing("private_key"), NOW, "private_key", "No such file", id="no key"),
+        pytest.param(missing("cert_file"), NOW, "cert_file", "No such file", id="no certificate"),
+        pytest.param(missing("ca_cert"), NOW, "ca_cert", "No such file", id="no root CA"),
+        pytest.param(damaged("private_key"), NOW, "private_key", "no private key", id="a damaged key"),
+        pytest.param(damaged("cert_file"), NOW, "cert_file", "no certificate", id="a damaged certificate"),
+        pytest.param(damaged("ca_cert"), NOW, "ca_cert", "no certificate", id="a damaged root CA"),
+        pytest.param(another_key, NOW, "private_key", "not the key of the certificate", id="another certificate's key"),
+        pytest.param(lambda _: None, NOW.replace(month=12), "cert_file", "expired on 2026-11-30", id="expired"),
+        pytest.param(lambda _: None, NOW.replace(month=10), "cert_file", "valid from 2026-11-01", id="not valid yet"),
+        pytest.param(lambda _: None, dt.datetime(1970, 1, 1, tzinfo=dt.UTC), None, "1970-01-01", id="clock of 1970"),
+    ],
+)
+def test_what_is_wrong_with_an_identity_is_named(identity: Certificates, harm, now, key: str | None, said: str) -> None:
+    harm(identity)
+    with pytest.raises(ConfigError) as caught:
+        check_identity(identity, now)
+    assert caught.value.path == (f"aws_iot.certificates.{key}" if key else None)
+    assert said in caught.value.message
+    assert caught.value.hint or "no " in said or "not the key" in said
+
+
+async def test_a_clock_of_1970_is_named_and_the_link_made_once_it_is_set(cloud: LocalCloud) -> None:
+    config = in_process(cloud)
+    clock = [dt.datetime(1970, 1, 1, tzinfo=dt.UTC)]
+    connection = Connection(cloud_brokers(config.aws_iot, "device")[0])
+    link = CloudLink(config.aws_iot, [connection], patience=Patience(recheck_s=0.05), now=lambda: clock[0])
+    running = asyncio.create_task(link.run())
+    try:
+        while not link.problems:
+            await asyncio.sleep(0.01)
+        assert "1970-01-01" in link.problems[0]
+        assert not connection.connected.is_set()
+        clock[0] = NOW
+        await asyncio.wait_for(connection.connected.wait(), 20)
+        assert link.problems == []
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await link.stop()
+
+
+def test_a_key_that_others_may_read_keeps_the_cloud_away_and_local_answers_coming(
+    start_agent, sample_data_dir: Path, cloud: LocalCloud, broker: Mosquitto, client: Client
+) -> None:
+    Path(cloud.files("device")["key"]).chmod(0o644)
+    agent = start_agent(sample_data_dir, broker.port, config=cloud.config("device"))
+    assert first(client.ask(QUESTION)) == ANSWER
+    wait_until(lambda: b"mode 644" in agent.log.read_bytes())
+    client.subscribe(f"{STATUS}/device")
+    said = status(client, lambda one: one["status"] == "degraded")
+    assert "private_key" in said["details"]["problems"][0]
+
+
+# -- limits and reasons -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (Outgoing("a/b/c/d/e/f/g/h/i", b""), "7 slashes"),
+        (Outgoing("a" * 257, b""), "256 bytes"),
+        (Outgoing("a", b"x" * (IOT_CORE.payload_bytes + 1)), "131072"),
+    ],
+)
+async def test_what_would_end_the_connection_is_refused_before_it_is_sent(
+    cloud: LocalCloud, message, said: str
+) -> None:
+    connection = Connection(cloud_brokers(in_process(cloud).aws_iot, "device")[0])
+    connection.start()
+    await connection.wait_connected(20)
+    with pytest.raises(BrokerError, match=said) as caught:
+        await connection.send(message)
+    assert caught.value.final
+    await connection.send(Outgoing(STATUS, b"{}"))  # the link stands as it did
+    await connection.stop()
+
+
+async def test_more_messages_than_the_service_takes_in_a_second_are_all_delivered(cloud: LocalCloud) -> None:
+    connection = Connection(cloud_brokers(in_process(cloud).aws_iot, "device")[0])
+    connection.start()
+    await connection.wait_connected(20)
+    async with asyncio.timeout(20):  # those that it discards would be noticed after 30 s
+        await asyncio.gather(*(connection.send(Outgoing(STATUS, b"{}")) for _ in range(IOT_CORE.publishes_per_s * 2)))
+    await connection.stop()
+
+
+def test_a_topic_that_does_not_fit_the_service_is_a_configuration_error() -> None:
+    config = load_config(
+        environment={"ARXPLORER__AWS_IOT__ENDPOINT": "h", "ARXPLORER__AWS_IOT__TOPICS__STATUS": "a/" * 8}
+    )
+    with pytest.raises(ConfigError, match="7 slashes"):
+        cloud_brokers(config.aws_iot, "t")
+
+
+def test_each_documented_reason_code_has_advice() -> None:
+    documented = {0x81, 0x82, 0x85, 0x86, 0x87, 0x8B, 0x8D, 0x8E, 0x90, 0x93, 0x94, 0x97, 0x98, 0x9B, 0xA1}
+    assert documented <= ADVICE.keys()
+    loud = {code for code, what in ADVICE.items() if what.alarm}
+    assert {0x85, 0x86, 0x87, 0x8E} <= loud
+    assert not loud & {0x8B, 0x8D, 0x97, 0x98}
+    assert advice(0x87).pause_s > advice(0x97).pause_s > advice(0x8B).pause_s == 0
+    assert advice(0xFE).meaning
+
+
+def test_a_second_client_of_the_same_name_raises_the_alarm(
+    device: AgentProcess, cloud: LocalCloud, app: Client
+) -> None:
+    cloud.connect("device")
+    wait_until(lambda: b"another client connected with the same client id" in device.log.read_bytes())
+    said = status(app, lambda one: one["status"] == "degraded")
+    assert any("same client id" in problem for problem in said["details"]["problems"])
+    assert first(app.ask(QUESTION)) == ANSWER
+
+
+# -- hearing ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_connection_that_hears_nothing_any_more_is_noticed_and_made_anew(cloud: LocalCloud) -> None:
+    config = in_process(cloud)
+    connection = Connection(cloud_brokers(config.aws_iot, "device")[0])
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+    topic = connection.broker.topics.own_requests
+    await connection.listen([topic], lambda message: (heard.put_nowait(message.payload), message.acknowledge()))
+    cloud.fault("deaf")
+    link = CloudLink(config.aws_iot, [connection], patience=Patience(echo_s=0.5))
+    running = asyncio.create_task(link.run())
+    try:
+        while not any("hears nothing" in problem for problem in link.problems):
+            await asyncio.sleep(0.02)
+        cloud.fault("clear")
+        await connection.connected.wait()
+        await connection.send(Outgoing(topic, b"hello"))
+        assert await asyncio.wait_for(heard.get(), 20) == b"hello"
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await link.stop()
+
+
+# -- local first --------------------------------------------------------------------------------------------------
+
+
+class Listener:
+    """A server on loopback that behaves as badly as it is told to."""
+
+    def __init__(self, behave: Callable[[socket.socket], None] | None) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=0 if behave is None else 16)
+        self.port = self._socket.getsockname()[1]
+        self._held: list[socket.socket] = []
+        self._behave = behave
+        if behave:
+            threading.Thread(target=self._serve, daemon=True).start()
+        else:  # a queue that is full answers no SYN any more, as a black hole would not
+            for _ in range(4):
+                waiting = socket.socket()
+                waiting.setblocking(False)
+                waiting.connect_ex(("127.0.0.1", self.port))
+                self._held.append(waiting)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                accepted, _ = self._socket.accept()
+                self._held.append(accepted)
+                self._behave(accepted)
+            except OSError:
+                return
+
+    def close(self) -> None:
+        self._socket.close()
+        for held in self._held:
+            held.close()
+
+
+def garbage(accepted: socket.socket) -> None:
+    accepted.sendall(os.urandom(4096))
+
+
+def silence(_: socket.socket) -> None:
+    """TLS that never gets anywhere."""
+
+
+def hang_up(accepted: socket.socket) -> None:
+    accepted.close()
+
+
+@pytest.mark.parametrize(
+    ("behave", "endpoint"),
+    [
+        pytest.param(None, "nowhere.invalid", id="no DNS"),
+        pytest.param(None, "closed", id="refused"),
+        pytest.param(None, "localhost", id="black hole"),
+        pytest.param(garbage, "localhost", id="garbage"),
+        pytest.param(silence, "localhost", id="slow TLS"),
+        pytest.param(hang_up, "localhost", id="hangs up"),
+    ],
+)
+def test_local_requests_are_answered_whatever_the_cloud_does(
+    start_agent, sample_data_dir: Path, tmp_path: Path, broker, client: Client, behave, endpoint: str
+) -> None:
+    cloud = LocalCloud(tmp_path)
+    cloud.thing("device")  # its files alone: no cloud runs
+    listener = Listener(behave)
+    port = free_port() if endpoint == "closed" else listener.port
+    address = f"{endpoint.replace('closed', 'localhost')}:{port}"
+    agent = start_agent(
+        sample_data_dir, broker.port, config=cloud.config("device"), ARXPLORER__AWS_IOT__ENDPOINT=address
+    )
+    try:
+        for _ in range(5):
+            assert first(client.ask(QUESTION)) == ANSWER
+        client.subscribe(f"{STATUS}/device")
+        said = status(client)
+        assert (said["status"], [link["connected"] for link in said["details"]["links"]]) == ("online", [True, False])
+    finally:
+        assert agent.stop() == 0
+        listener.close()
+
+
+@pytest.mark.parametrize("fault", ["throttle", "freeze", "refuse", "cut", "deaf"])
+def test_local_requests_are_answered_under_every_fault_of_the_cloud(
+    start_agent, sample_data_dir: Path, cloud: LocalCloud, broker: Mosquitto, client: Client, fault: str
+) -> None:
+    agent = start_agent(sample_data_dir, broker.port, config=cloud.config("device"), **QUICK)
+    wait_until(lambda: f"connected to localhost:{cloud.port}".encode() in agent.log.read_bytes())
+    cloud.fault(fault)
+    for _ in range(5):
+        assert first(client.ask(QUESTION)) == ANSWER
+    assert agent.stop() == 0
+
+
+def test_without_a_local_broker_the_agent_waits_for_it_and_answers_over_the_cloud_meanwhile(
+    start_agent, sample_data_dir: Path, cloud: LocalCloud, app: Client, tmp_path: Path
+) -> None:
+    port = free_port()
+    agent = start_agent(sample_data_dir, port, config=cloud.config("device"))
+    assert first(app.ask(QUESTION)) == ANSWER
+    assert (
+        len(re.findall(f"cannot connect to 127.0.0.1:{port}", agent.log.read_text())) == 1
+    )  # once, not at each attempt
+    with Mosquitto(tmp_path / "late", port=port):
+        local = Client(port)
+        wait_until(lambda: f"connected to 127.0.0.1:{port}".encode() in agent.log.read_bytes())
+        assert first(local.ask(QUESTION)) == ANSWER
+        local.close()
+
+
+def test_a_stop_is_quick_though_the_cloud_is_frozen(
+    start_agent, sample_data_dir, cloud, broker, client: Client
+) -> None:
+    agent = start_agent(sample_data_dir, broker.port, config=cloud.config("device"))
+    wait_until(lambda: f"connected to localhost:{cloud.port}".encode() in agent.log.read_bytes())
+    cloud.fault("freeze")
+    assert first(client.ask(QUESTION)) == ANSWER
+    started = time.monotonic()
+    assert agent.stop(timeout_s=10) == 0
+    assert time.monotonic() - started < 10
+
+
+def test_explanations_name_our_own_fault_first(identity: Certificates) -> None:
+    aws_iot = load_config(environment={}).aws_iot
+    good = explainer(type(aws_iot)(certificates=identity))
+    assert good("AWS_IO_DNS_INVALID_NAME: unknown host") == "AWS_IO_DNS_INVALID_NAME: unknown host"
+    assert "ca_cert" in good("AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE: no")
+    Path(identity.private_key).chmod(0o644)
+    assert "mode 644" in good("AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE: no")
