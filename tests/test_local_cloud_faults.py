@@ -123,6 +123,34 @@ def test_drop_puback_lets_the_message_through(cloud: LocalCloud, client: RawClie
     assert {type(packet) for packet in client.quiet()} == {mqtt5.PublishPacket, mqtt5.PubAckPacket}
 
 
+def test_deaf_loses_what_is_published_to_a_client_while_all_else_goes_well(
+    cloud: LocalCloud, client: RawClient
+) -> None:
+    client.subscribe("a")
+    cloud.fault("deaf")
+    client.publish("a", b"lost", qos=QOS1, packet_id=1)
+    client.publish("a", b"lost too")
+    assert [(type(packet), packet.reason_code) for packet in client.quiet()] == [(mqtt5.PubAckPacket, 0)]
+    assert client.subscribe("a", "b") == [1, 1]
+    assert client.quiet() == []
+    cloud.fault("clear")
+    client.publish("b", b"heard", qos=QOS1, packet_id=2)
+    assert [packet.payload for packet in client.quiet() if isinstance(packet, mqtt5.PublishPacket)] == [b"heard"]
+
+
+def test_what_is_lost_while_deaf_is_not_delivered_to_the_kept_session_either(cloud: LocalCloud) -> None:
+    deaf = cloud.connect(cloud.thing("deaf"), session_expiry_interval=60)
+    deaf.subscribe("a")
+    cloud.fault("deaf")
+    for number in (1, 2):
+        deaf.publish("a", b"lost", qos=QOS1, packet_id=number)
+        deaf.receive(mqtt5.PubAckPacket)
+    assert deaf.quiet() == []  # both had come to the gateway before the answer to this ping
+    cloud.fault("clear")
+    again = cloud.connect("deaf", session_expiry_interval=60)
+    assert (again.connack.session_present, again.quiet()) == (True, [])
+
+
 def test_the_rate_allows_a_burst_and_then_so_many_a_second() -> None:
     rate = Rate(IOT_CORE.publishes_per_s)
     assert [rate.take(0.0) for _ in range(101)] == [True] * 100 + [False]
@@ -147,7 +175,7 @@ def test_what_is_delivered_over_the_rate_waits_and_is_not_lost(cloud: LocalCloud
 
 
 def test_faults_are_commands(cloud: LocalCloud, client: RawClient) -> None:
-    for name in ("freeze", "throttle", "drop-puback", "clear", "refuse", "clear", "cut"):
+    for name in ("freeze", "throttle", "drop-puback", "deaf", "clear", "refuse", "clear", "cut"):
         assert cloud.run("fault", name).returncode == 0
     assert cloud.run("fault", "delay", "1.5").returncode == 0
     assert client.ended_with() is None

@@ -127,6 +127,7 @@ for _name, _text in (
     ("refuse", "End all connections and refuse new ones."),
     ("throttle", "Answer connects, publishes and subscriptions with 0x97, quota exceeded."),
     ("drop-puback", "Let publishes through, and their PUBACKs not."),
+    ("deaf", "Deliver no message; let everything else go well."),
     ("clear", "End every fault."),
 ):
     _add_fault(_name, _text)

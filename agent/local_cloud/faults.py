@@ -5,7 +5,7 @@ from typing import Final, Literal, get_args
 
 from agent.errors import AgentError
 
-Fault = Literal["cut", "freeze", "refuse", "delay", "throttle", "drop-puback", "clear"]
+Fault = Literal["cut", "freeze", "refuse", "delay", "throttle", "drop-puback", "deaf", "clear"]
 NAMES: Final[tuple[str, ...]] = get_args(Fault)
 MAX_DELAY_S: Final = 60.0
 
@@ -19,6 +19,7 @@ class Faults:
     delay         what arrives, in either direction, waits before it goes on
     throttle      connects, publishes and subscriptions are answered with 0x97, quota exceeded
     drop-puback   publishes go through, but their PUBACKs do not come back
+    deaf          clients get none of the messages they are subscribed to; all else goes well
     clear         none of these any more
     """
 
@@ -29,6 +30,7 @@ class Faults:
         self.delay_s = 0.0
         self.throttled = False
         self.drop_puback = False
+        self.deaf = False
 
     def put(self, fault: str, milliseconds: float = 0.0) -> None:
         """Raises AgentError for a fault that does not exist, or a delay that is out of range."""
@@ -47,8 +49,10 @@ class Faults:
                 self.throttled = True
             case "drop-puback":
                 self.drop_puback = True
+            case "deaf":
+                self.deaf = True
             case "clear":
-                self.refusing = self.throttled = self.drop_puback = False
+                self.refusing = self.throttled = self.drop_puback = self.deaf = False
                 self.delay_s = 0.0
                 self._flowing.set()
             case _:

@@ -249,6 +249,9 @@ class Session:
     def _deliver(self, packet: mqtt5.PublishPacket, raw: bytes, now: float) -> Step:
         """A message for the client, unless the policy, the service's own way with `x/#`, or the rate keeps it back."""
         at_least_once = packet.qos == QoS.AT_LEAST_ONCE
+        if self._faults.deaf:
+            # As if the subscription were lost: the broker is told that it arrived, so that it never comes again.
+            return Step(to_broker=_puback(packet), note=f"deaf: one on {packet.topic!r} lost")
         if not self._client.policy.allows("iot:Receive", "topic", packet.topic, self._context()):
             return Step(to_broker=_puback(packet), note=f"receiving on {packet.topic!r} is not allowed")
         if not any(delivers(one, packet.topic) for one in self._filters):
