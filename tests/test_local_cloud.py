@@ -6,7 +6,9 @@ import shutil
 import socket
 import ssl
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import mqtt5
@@ -342,22 +344,45 @@ def test_a_last_will_that_may_not_be_published_is_not_sent(cloud: LocalCloud, th
         assert will.payload != b"no"
 
 
-async def test_a_silent_client_is_dropped_after_one_and_a_half_keep_alives(tmp_path: Path) -> None:
+@asynccontextmanager
+async def tightened(tmp_path: Path, **limits: int) -> AsyncIterator[tuple[LocalCloud, Gateway]]:
+    """A cloud of this process, with a thing `t` that may do everything, and limits other than IoT Core's."""
     cloud = LocalCloud(tmp_path)
-    folder = CloudFolder(cloud.folder)
-    folder.add_thing("t", cloud.port)
+    cloud.thing("t")
     with Mosquitto(tmp_path / "broker") as broker:
-        limits = IOT_CORE._replace(min_keep_alive_s=1)
-        gateway = Gateway(folder, cloud.port, broker.port, Faults(), limits)
+        gateway = Gateway(CloudFolder(cloud.folder), cloud.port, broker.port, Faults(), IOT_CORE._replace(**limits))
         gateway.open()
         try:
-            client = await asyncio.to_thread(cloud.connect, "t", keep_alive=1)
-            accepted = next(iter(gateway._links)).writer.get_extra_info("socket")  # noqa: SLF001
-            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)  # else answers wait for 40 ms
-            assert await asyncio.to_thread(client.ended_with) == 0x8D
+            yield cloud, gateway
         finally:
             cloud.close_clients()
             await gateway.close()
+
+
+async def test_a_silent_client_is_dropped_after_one_and_a_half_keep_alives(tmp_path: Path) -> None:
+    async with tightened(tmp_path, min_keep_alive_s=1) as (cloud, gateway):
+        client = await asyncio.to_thread(cloud.connect, "t", keep_alive=1)
+        accepted = next(iter(gateway._links)).writer.get_extra_info("socket")  # noqa: SLF001
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)  # else answers wait for 40 ms
+        assert await asyncio.to_thread(client.ended_with) == 0x8D
+
+
+async def test_bytes_over_the_rate_wait_in_either_direction_and_are_not_lost(tmp_path: Path) -> None:
+    """Of 30 KB in and 30 KB out, 20 KB are the burst; the rest takes its two seconds at 20 KB/s."""
+
+    def converse() -> float:
+        client = cloud.connect("t")
+        client.subscribe("a")
+        started = time.monotonic()
+        for number in range(1, 4):
+            client.publish("a", bytes([number]) * 10_000, qos=QOS1, packet_id=number)
+        came = [client.next() for _ in range(6)]
+        assert [packet.payload[0] for packet in came if isinstance(packet, mqtt5.PublishPacket)] == [1, 2, 3]
+        assert [packet.packet_id for packet in came if isinstance(packet, mqtt5.PubAckPacket)] == [1, 2, 3]
+        return time.monotonic() - started
+
+    async with tightened(tmp_path, bytes_per_s=20_000) as (cloud, _):
+        assert await asyncio.to_thread(converse) >= 1.9
 
 
 async def test_a_port_in_use_is_said(tmp_path: Path) -> None:

@@ -157,6 +157,7 @@ def test_the_rate_allows_a_burst_and_then_so_many_a_second() -> None:
     assert [rate.take(0.02) for _ in range(3)] == [True, True, False]
     assert rate.reserve(0.02) == pytest.approx(0.01)
     assert rate.reserve(0.02) == pytest.approx(0.02)
+    assert rate.reserve(0.02, 50) == pytest.approx(0.52)
     assert [rate.take(9.0) for _ in range(101)] == [True] * 100 + [False]
 
 

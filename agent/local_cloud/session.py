@@ -51,6 +51,7 @@ class Session:
         self._limits: Final = limits
         self._faults: Final = faults
         self._rate: Final = Rate(limits.publishes_per_s)
+        self._bytes: Final = Rate(limits.bytes_per_s)
         self._aliases: dict[int, str] = {}
         self._refused: dict[int, list[SubAckReasonCode | None]] = {}  # by packet id; None: the broker's to answer
         self._connack: mqtt5.ConnAckPacket = mqtt5.ConnAckPacket()
@@ -128,6 +129,13 @@ class Session:
     # -- from the client ------------------------------------------------------------------------------------------
 
     def from_client(self, received: Received, now: float) -> Step:
+        return self._in_turn(self._heard(received, now), len(received.raw), now)
+
+    def _in_turn(self, step: Step, size: int, now: float) -> Step:
+        """The same, once its bytes are within the rate: the service delays what exceeds it, and loses nothing."""
+        return step._replace(wait_s=max(step.wait_s, self._bytes.reserve(now, size)))
+
+    def _heard(self, received: Received, now: float) -> Step:
         packet, raw = received
         match packet:
             case mqtt5.PublishPacket():
@@ -227,6 +235,10 @@ class Session:
     # -- from the broker ------------------------------------------------------------------------------------------
 
     def from_broker(self, received: Received, now: float) -> Step:
+        step = self._told(received, now)
+        return self._in_turn(step, len(step.to_client), now)
+
+    def _told(self, received: Received, now: float) -> Step:
         packet, raw = received
         match packet:
             case mqtt5.ConnAckPacket():

@@ -19,10 +19,10 @@ class Rate:
         self._left -= 1
         return True
 
-    def reserve(self, now: float) -> float:
-        """Count one more in any case; the seconds that it has to wait to be within the rate."""
+    def reserve(self, now: float, amount: int = 1) -> float:
+        """Count `amount` more in any case; the seconds that it has to wait to be within the rate."""
         self._refill(now)
-        self._left -= 1
+        self._left -= amount
         return max(0.0, -self._left / self._per_second)
 
     def _refill(self, now: float) -> None:

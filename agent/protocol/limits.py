@@ -29,6 +29,8 @@ class Limits(NamedTuple):
     """[Q] a connection."""
     publishes_per_s: int = 100
     """[Q] a connection, in and out together; the excess is discarded without a PUBACK. (check)"""
+    bytes_per_s: int = 512 * 1024
+    """[Q] a connection, in and out together; what exceeds it is delayed, not lost. (check)"""
     receive_maximum: int = 100
     """[Q] unacknowledged QoS 1 messages each way. (check)"""
     topic_aliases: int = 8
