@@ -106,6 +106,14 @@ class LocalCloud:
         client.connack = client.receive(mqtt5.ConnAckPacket)
         return client
 
+    def connect_at_once(self, thing: str, times: int) -> list["RawClient"]:
+        """Connect as often with the same client id, one right after the other: TLS is done with before."""
+        clients = [RawClient(self.secure(self.tls(thing))) for _ in range(times)]
+        for client in clients:
+            client.send(mqtt5.ConnectPacket(thing, keep_alive=60))
+            client.connack = client.receive(mqtt5.ConnAckPacket)
+        return clients
+
 
 class RawClient:
     """Sends packets one by one, also such as no library would, and reads what comes back."""

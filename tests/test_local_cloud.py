@@ -367,6 +367,20 @@ async def test_a_silent_client_is_dropped_after_one_and_a_half_keep_alives(tmp_p
         assert await asyncio.to_thread(client.ended_with) == 0x8D
 
 
+async def test_a_client_id_may_connect_once_a_second_and_what_is_refused_takes_nothing_over(tmp_path: Path) -> None:
+    async with tightened(tmp_path) as (cloud, gateway):
+        cloud.thing("other")
+        first, second = await asyncio.to_thread(cloud.connect_at_once, "t", 2)
+        assert [client.connack.reason_code for client in (first, second)] == [0, 0x97]
+        assert await asyncio.to_thread(second.next) is None
+        assert await asyncio.to_thread(first.quiet) == []
+        other = await asyncio.to_thread(cloud.connect, "other")
+        assert other.connack.reason_code == 0
+        gateway._connects.clear()  # noqa: SLF001  as if a second had passed
+        assert (await asyncio.to_thread(cloud.connect, "t")).connack.reason_code == 0
+        assert await asyncio.to_thread(first.ended_with) == 0x8E
+
+
 async def test_bytes_over_the_rate_wait_in_either_direction_and_are_not_lost(tmp_path: Path) -> None:
     """Of 30 KB in and 30 KB out, 20 KB are the burst; the rest takes its two seconds at 20 KB/s."""
 

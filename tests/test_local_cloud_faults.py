@@ -268,6 +268,12 @@ def test_sigterm_tells_clients_and_a_restart_keeps_things_and_shadows(own_cloud:
     assert "as 'device': connected" in (own_cloud.folder / "local-cloud.log").read_text()
 
 
+def test_a_client_that_comes_back_at_once_is_refused_where_that_was_asked_for(own_cloud: LocalCloud) -> None:
+    own_cloud.start("--thing", "device", "--limit-connects")
+    clients = own_cloud.connect_at_once("device", 3)
+    assert [client.connack.reason_code for client in clients] == [0, 0x97, 0x97]
+
+
 def test_a_cloud_that_was_killed_starts_again_and_leaves_no_second_broker(own_cloud: LocalCloud) -> None:
     own_cloud.start("--thing", "device")
     broker = Path("/proc") / (own_cloud.folder / "broker" / "mosquitto.pid").read_text()

@@ -45,8 +45,11 @@ def _command(**given: Any) -> dict[str, Any]:
 @click.option("--port", type=click.IntRange(1, 65535), default=DEFAULT_PORT, show_default=True, help="Port to serve.")
 @click.option("--thing", "things", multiple=True, help="A device: its certificate, policy and config.yaml are made.")
 @click.option("--client", "clients", multiple=True, help="An application that asks: the same, with its own policy.")
+@click.option("--limit-connects", is_flag=True, help="Refuse a client id's second CONNECT within a second.")
 @click.pass_context
-def local_cloud(context: click.Context, port: int, things: tuple[str, ...], clients: tuple[str, ...]) -> None:
+def local_cloud(
+    context: click.Context, port: int, things: tuple[str, ...], clients: tuple[str, ...], limit_connects: bool
+) -> None:
     """Serve a stand-in for AWS IoT Core from a folder, until SIGTERM; `ready` is printed once it does."""
     if context.invoked_subcommand:
         return
@@ -55,6 +58,7 @@ def local_cloud(context: click.Context, port: int, things: tuple[str, ...], clie
 
     try:
         from agent.local_cloud.service import log_to, run
+        from agent.protocol.limits import IOT_CORE
     except ModuleNotFoundError as error:
         from agent.errors import AgentError
 
@@ -63,7 +67,8 @@ def local_cloud(context: click.Context, port: int, things: tuple[str, ...], clie
             hint="pip install 'arxplorer-agent[local-cloud]', and apt install mosquitto",
         ) from error
     log_to(folder)
-    asyncio.run(run(folder, port, things, clients, lambda: click.echo("ready")))
+    limits = IOT_CORE if limit_connects else IOT_CORE._replace(connects_per_s=0)
+    asyncio.run(run(folder, port, things, clients, lambda: click.echo("ready"), limits))
 
 
 @local_cloud.group()

@@ -7,6 +7,7 @@ broker's real ones. What is let through is decided in `session`; here are socket
 import asyncio
 import logging
 import socket
+import time
 from typing import Final
 
 import mqtt5
@@ -17,7 +18,7 @@ from agent.local_cloud.folder import CloudFolder
 from agent.local_cloud.packets import PacketError, Received
 from agent.local_cloud.policy import Policy, PolicyError
 from agent.local_cloud.relay import Link, Relay
-from agent.local_cloud.session import Client, Session, Subscriptions
+from agent.local_cloud.session import Client, Connects, Session, Subscriptions
 from agent.protocol.limits import IOT_CORE, Limits
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Gateway:
         self._limits: Final = limits
         self._tls: Final = folder.authority.server_context()
         self._subscriptions: Subscriptions = {}
+        self._connects: Connects = {}
         self._links: set[Link] = set()
         self._relays: dict[str, Relay] = {}
         self._clients: set[asyncio.Task[None]] = set()
@@ -135,8 +137,8 @@ class Gateway:
     async def _converse(self, link: Link, address: str) -> None:
         first, *rest = await self._first_packets(link)
         client = self._client_of(link, address)
-        session = Session(client, self._subscriptions, self._limits, self._faults)
-        step = session.connect(first.packet)
+        session = Session(client, self._subscriptions, self._connects, self._limits, self._faults)
+        step = session.connect(first.packet, time.monotonic())
         name = f"{client.thing or 'a certificate of no thing'} as {session.client_id!r}"
         if step.note:
             log.info("%s: %s", name, step.note)

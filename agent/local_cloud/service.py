@@ -20,7 +20,7 @@ from agent.local_cloud.shadow_service import OPERATIONS, Address, ShadowService,
 from agent.logs import FORMAT
 from agent.mqtt.connection import Connection
 from agent.mqtt.packets import Broker
-from agent.protocol.limits import IOT_CORE
+from agent.protocol.limits import IOT_CORE, Limits
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,12 @@ sys_interval 0
 
 
 async def run(
-    path: Path, port: int, things: Sequence[str], clients: Sequence[str], ready: Callable[[], None] = lambda: None
+    path: Path,
+    port: int,
+    things: Sequence[str],
+    clients: Sequence[str],
+    ready: Callable[[], None] = lambda: None,
+    limits: Limits = IOT_CORE,
 ) -> None:
     """Serve until SIGTERM or SIGINT; `ready` is called once everything stands. Raises AgentError."""
     folder = CloudFolder(path)
@@ -54,7 +59,8 @@ async def run(
     await asyncio.to_thread(broker.start)
     (folder.broker / PID_FILE).write_text(str(broker.pid), "ascii")
     try:
-        await _serve(folder, port, broker.port, stop, ready)
+        gateway = Gateway(folder, port, broker.port, Faults(), limits)
+        await _serve(folder, gateway, broker.port, stop, ready)
     finally:
         await asyncio.to_thread(broker.stop)
 
@@ -68,18 +74,17 @@ def _end_leftover(folder: Path) -> None:
 
 
 async def _serve(
-    folder: CloudFolder, port: int, broker_port: int, stop: asyncio.Event, ready: Callable[[], None]
+    folder: CloudFolder, gateway: Gateway, broker_port: int, stop: asyncio.Event, ready: Callable[[], None]
 ) -> None:
     connection = Connection(Broker(HOST, broker_port, CLIENT_ID, session_expiry_s=0))
     shadows = ShadowService(ShadowStore(folder.shadows))
-    gateway = Gateway(folder, port, broker_port, Faults())
     try:
         await shadows.attach(connection)
         connection.start()
         await connection.wait_connected(START_TIMEOUT_S)
         gateway.open()
         async with await serve_control(folder.path, Commands(gateway, shadows, connection).carry_out):
-            log.info("ready: port %d, things %s", port, ", ".join(folder.things()) or "none")
+            log.info("ready: port %d, things %s", gateway.port, ", ".join(folder.things()) or "none")
             ready()
             await stop.wait()
     finally:

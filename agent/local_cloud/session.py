@@ -24,6 +24,10 @@ Subscriptions = dict[str, set[str]]
 """Topic filters of each client id, for as long as the broker keeps its session."""
 
 
+Connects = dict[str, Rate]
+"""How often each client id has connected of late."""
+
+
 class Step(NamedTuple):
     """What follows from a packet: bytes to each side, sent after `wait_s`; with `end` the connection is over."""
 
@@ -43,11 +47,14 @@ class Client(NamedTuple):
 
 
 class Session:
-    def __init__(self, client: Client, subscriptions: Subscriptions, limits: Limits, faults: Faults) -> None:
+    def __init__(
+        self, client: Client, subscriptions: Subscriptions, connects: Connects, limits: Limits, faults: Faults
+    ) -> None:
         self.client_id = ""
         self.patience_s = 0.0  # how long the client may say nothing
         self._client: Final = client
         self._subscriptions: Final = subscriptions
+        self._connects: Final = connects
         self._limits: Final = limits
         self._faults: Final = faults
         self._rate: Final = Rate(limits.publishes_per_s)
@@ -58,12 +65,12 @@ class Session:
 
     # -- connecting -----------------------------------------------------------------------------------------------
 
-    def connect(self, packet: mqtt5.Packet) -> Step:
+    def connect(self, packet: mqtt5.Packet, now: float) -> Step:
         """The first packet: the CONNECT as the broker gets it, or the refusal."""
         if not isinstance(packet, mqtt5.ConnectPacket):
             return Step(end=True, note="the first packet is no CONNECT")
         self.client_id = packet.client_id
-        refusal = self._refusal(packet)
+        refusal = self._refusal(packet, now)
         if refusal is not None:
             answer = mqtt5.ConnAckPacket(reason_code=refusal)
             return Step(to_client=answer.write(), end=True, note=f"CONNECT refused: {refusal.name}")
@@ -97,7 +104,7 @@ class Session:
             to_broker=connect.write(), note="" if will or not packet.will else "last will not allowed: left out"
         )
 
-    def _refusal(self, packet: mqtt5.ConnectPacket) -> ConnAckReasonCode | None:
+    def _refusal(self, packet: mqtt5.ConnectPacket, now: float) -> ConnAckReasonCode | None:
         will = packet.will
         if not 0 < len(packet.client_id.encode()) <= self._limits.client_id_bytes:
             return ConnAckReasonCode.CLIENT_ID_NOT_VALID
@@ -105,16 +112,26 @@ class Session:
             return ConnAckReasonCode.BAD_AUTHENTICATION_METHOD
         if self._faults.throttled:
             return ConnAckReasonCode.QUOTA_EXCEEDED
-        if will and will.qos == QoS.EXACTLY_ONCE:
-            return ConnAckReasonCode.QUALITY_NOT_SUPPORTED
-        if will and not topic_fits(will.topic, self._limits):
-            return ConnAckReasonCode.TOPIC_NAME_INVALID
+        if will and (bad_will := self._will_refusal(will)) is not None:
+            return bad_will
         used = {"PersistentConnect": packet.session_expiry_interval > 0, "LastWill": will is not None}
         attributes = {CONNECT_ATTRIBUTES: [name for name, is_used in used.items() if is_used]}
         allowed = self._client.policy.allows(
             "iot:Connect", "client", packet.client_id, {**self._context(), **attributes}
         )
-        return None if self._client.thing and allowed else ConnAckReasonCode.NOT_AUTHORIZED
+        if not self._client.thing or not allowed:
+            return ConnAckReasonCode.NOT_AUTHORIZED
+        return None if self._may_connect(now) else ConnAckReasonCode.QUOTA_EXCEEDED
+
+    def _will_refusal(self, will: mqtt5.Will) -> ConnAckReasonCode | None:
+        if will.qos == QoS.EXACTLY_ONCE:
+            return ConnAckReasonCode.QUALITY_NOT_SUPPORTED
+        return None if topic_fits(will.topic, self._limits) else ConnAckReasonCode.TOPIC_NAME_INVALID
+
+    def _may_connect(self, now: float) -> bool:
+        """Whether this client id has not connected too often; nobody else can use its turns up."""
+        most = self._limits.connects_per_s
+        return not most or self._connects.setdefault(self.client_id, Rate(most)).take(now)
 
     def _context(self) -> dict[str, str]:
         attached = self.client_id == self._client.thing

@@ -25,6 +25,8 @@ class Limits(NamedTuple):
     """[Q]"""
 
     # One connection
+    connects_per_s: int = 1
+    """[Q] a client id; 0 is no limit. The answer to more is 0x97."""
     subscriptions: int = 50
     """[Q] a connection."""
     publishes_per_s: int = 100
