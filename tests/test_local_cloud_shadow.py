@@ -36,7 +36,7 @@ def told(shadow: Shadow, request: dict[str, Any]) -> dict[str, Any]:
 
 
 # fmt: off
-@pytest.mark.parametrize(("updates", "state"), [
+UPDATES = [
     pytest.param([desired(a=1)], {"desired": {"a": 1}}, id="a first update makes the shadow"),
     pytest.param([desired(a=1), desired(b=2)], {"desired": {"a": 1, "b": 2}}, id="fields that are not named stay"),
     pytest.param([desired(a=1), desired(a=2)], {"desired": {"a": 2}}, id="a value replaces a value"),
@@ -55,18 +55,22 @@ def told(shadow: Shadow, request: dict[str, Any]) -> dict[str, Any]:
     pytest.param([desired(a={"x": None, "y": 1})], {"desired": {"a": {"y": 1}}}, id="null in a new object is not stored"),
     pytest.param([desired(a=1), reported(b=2), {"state": {"desired": None}}], {"reported": {"b": 2}}, id="null removes a section"),
     pytest.param([desired(a=1), {"state": {"desired": None, "reported": {"c": 3}}}], {"reported": {"c": 3}}, id="one section removed and another updated"),
+    pytest.param([desired(a=1), reported(b=2), {"state": None}], {}, id="null for the whole state empties the shadow"),
     pytest.param([desired(a=1), {"state": {}}], {"desired": {"a": 1}}, id="an empty state changes nothing"),
     pytest.param([desired(a=True, b="ü", c=1.5, d=[])], {"desired": {"a": True, "b": "ü", "c": 1.5, "d": []}}, id="every kind of JSON value"),
     pytest.param([desired(a={"b": {"c": {"d": {"e": 1}}}})], {"desired": {"a": {"b": {"c": {"d": {"e": 1}}}}}}, id="five levels of fields"),
-])
+]
 # fmt: on
+
+
+@pytest.mark.parametrize(("updates", "state"), UPDATES)
 def test_an_update_is_merged_into_the_state(updates, state) -> None:
     shadow = after(*updates)
     assert (shadow.state, shadow.version) == (state, len(updates))
 
 
 # fmt: off
-@pytest.mark.parametrize(("updates", "delta"), [
+DELTAS = [
     pytest.param([desired(a=1)], {"a": 1}, id="a field missing in reported"),
     pytest.param([desired(a=1), reported(a=1)], None, id="nothing when both are equal"),
     pytest.param([desired(a=1), reported(a=2)], {"a": 1}, id="the desired value of what differs"),
@@ -83,8 +87,11 @@ def test_an_update_is_merged_into_the_state(updates, state) -> None:
     pytest.param([desired(a="1"), reported(a=1)], {"a": "1"}, id="a text is no number"),
     pytest.param([desired(a=1), desired(a=None)], None, id="a removed field sends no delta"),
     pytest.param([desired(a=1, b=2), reported(b=1)], {"a": 1, "b": 2}, id="a report that leaves a difference is answered by it"),
-])
+]
 # fmt: on
+
+
+@pytest.mark.parametrize(("updates", "delta"), DELTAS)
 def test_the_delta_holds_what_is_desired_and_not_reported_so(updates, delta) -> None:
     messages = told(after(*updates[:-1]), updates[-1])
     assert messages.get("delta", {}).get("state") == delta
@@ -93,14 +100,14 @@ def test_the_delta_holds_what_is_desired_and_not_reported_so(updates, delta) -> 
 
 
 # fmt: off
-@pytest.mark.parametrize(("payload", "code", "message"), [
+REFUSALS = [
     pytest.param(b"", 400, "Invalid JSON", id="nothing"),
     pytest.param(b"{", 400, "Invalid JSON", id="half an object"),
     pytest.param(b"[]", 400, "Invalid JSON", id="no object"),
     pytest.param(b'{"state": {"desired": {"a": NaN}}}', 400, "Invalid JSON", id="NaN is no JSON"),
     pytest.param(b"[" * 100_000, 400, "Invalid JSON", id="deeper than a parser goes"),
     pytest.param(b"{}", 400, "Missing required node: state", id="no state"),
-    pytest.param(b'{"state": null}', 400, "State node must be an object", id="state null"),
+    pytest.param(b'{"state": 1}', 400, "State node must be an object", id="state a number"),
     pytest.param(b'{"state": []}', 400, "State node must be an object", id="state an array"),
     pytest.param(b'{"state": {"desired": 1}}', 400, "Desired node must be an object", id="desired a number"),
     pytest.param(b'{"state": {"reported": []}}', 400, "Reported node must be an object", id="reported an array"),
@@ -118,8 +125,11 @@ def test_the_delta_holds_what_is_desired_and_not_reported_so(updates, delta) -> 
     pytest.param(json.dumps({"state": {}, "clientToken": "x" * 65}).encode(), 400, "Invalid clientToken", id="client token too long"),
     pytest.param(json.dumps(desired(a="x" * 8192)).encode(), 413, "The payload exceeds the maximum size allowed", id="too large"),
     pytest.param(b'{"state": {"desired": {"a": "\xff"}}}', 415, "Unsupported documented encoding; supported encoding is UTF-8", id="no UTF-8"),
-])
+]
 # fmt: on
+
+
+@pytest.mark.parametrize(("payload", "code", "message"), REFUSALS)
 def test_a_bad_update_is_refused_with_the_services_own_words(payload: bytes, code: int, message: str) -> None:
     shadow = after(desired(a=1), reported(a=1), desired(b=2))
     with pytest.raises(ShadowError) as refused:
@@ -136,7 +146,7 @@ def test_the_size_limit_is_of_the_whole_state_without_metadata() -> None:
     assert told(shadow, desired(a="short"))["accepted"]["version"] == 2
 
 
-def test_versions_rise_by_one_and_a_delete_does_not_reset_them() -> None:
+def test_versions_rise_by_one_with_updates_and_deletes_and_are_not_reset() -> None:
     shadow = after(desired(a=1), desired(a=1))
     assert shadow.version == 2
     assert told(shadow, {**desired(a=2), "version": 2})["accepted"]["version"] == 3
@@ -147,7 +157,7 @@ def test_versions_rise_by_one_and_a_delete_does_not_reset_them() -> None:
             gone(deleted.shadow, b"", "config", NOW)
         assert (refused.value.code, refused.value.message) == (404, "No shadow exists with name: 'config'")
     again = rules.update(deleted.shadow, json.dumps(desired(b=1)).encode(), NOW).shadow
-    assert (again.version, again.state) == (3, {"desired": {"b": 1}})
+    assert (again.version, again.state) == (4, {"desired": {"b": 1}})
 
 
 def test_every_answer_echoes_the_client_token_and_a_rejection_too() -> None:
@@ -175,6 +185,14 @@ def test_accepted_says_only_what_was_asked_for_and_documents_say_all() -> None:
     assert messages["documents"]["previous"]["state"] == {"desired": {"a": 1, "b": 1}}
     assert messages["documents"]["current"]["state"] == {"desired": {"b": 1, "c": [1, 2]}}
     assert [messages["documents"][name]["version"] for name in ("previous", "current")] == [1, 2]
+
+
+def test_a_shadow_that_was_emptied_is_still_there() -> None:
+    messages = told(after(desired(a=1)), {"state": None})
+    assert list(messages) == ["accepted", "documents"]
+    # As seen at the service: https://github.com/getmoto/moto/issues/9237
+    assert messages["accepted"] == {"state": None, "metadata": {"timestamp": NOW}, "version": 2, "timestamp": NOW}
+    assert rules.get(after(desired(a=1), {"state": None}), b"", "t", NOW).messages["accepted"]["state"] == {}
 
 
 def test_metadata_has_the_time_of_each_values_last_update() -> None:

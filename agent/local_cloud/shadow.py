@@ -72,7 +72,8 @@ def delete(shadow: Shadow, payload: bytes, name: str, now: int, limits: Limits =
     if shadow.state is None:
         raise ShadowError(404, f"No shadow exists with name: '{name}'", token)
     accepted = _answer({"version": shadow.version, "timestamp": now}, token)
-    return Change(Shadow(version=shadow.version, timestamp=now), {"accepted": accepted})
+    # The service counts a delete too: AWS's own shadow manager for Greengrass does its sums by that.
+    return Change(Shadow(version=shadow.version + 1, timestamp=now), {"accepted": accepted})
 
 
 def update(shadow: Shadow, payload: bytes, now: int, limits: Limits = IOT_CORE) -> Change:
@@ -97,15 +98,17 @@ def update(shadow: Shadow, payload: bytes, now: int, limits: Limits = IOT_CORE) 
     if len(msgspec.json.encode(state)) > limits.shadow_bytes:
         raise ShadowError(413, "The payload exceeds the maximum size allowed", token)
     new = Shadow(version=shadow.version + 1, state=state, metadata=metadata, timestamp=now)
-    return Change(new, _told(shadow, new, changes, token, now))
+    return Change(new, _told(shadow, new, request["state"], token, now))
 
 
 # -- what is said after an update ---------------------------------------------------------------------------------
 
 
-def _told(old: Shadow, new: Shadow, changes: Document, token: str | None, now: int) -> dict[str, Document]:
-    stamps = {section: _stamps(change, now) for section, change in changes.items() if change is not None}
-    accepted = {"state": changes, "metadata": stamps, "version": new.version, "timestamp": now}
+def _told(old: Shadow, new: Shadow, asked: Document | None, token: str | None, now: int) -> dict[str, Document]:
+    stamps: Document = {"timestamp": now}  # of a state that is null there is nothing else to stamp
+    if asked is not None:
+        stamps = {section: _stamps(change, now) for section, change in asked.items() if change is not None}
+    accepted = {"state": asked, "metadata": stamps, "version": new.version, "timestamp": now}
     messages = {"accepted": _answer(accepted, token)}
     delta = new.delta
     if delta:
@@ -155,6 +158,8 @@ def _changes(request: Document, token: str | None, limits: Limits) -> Document:
     if "state" not in request:
         raise ShadowError(400, "Missing required node: state", token)
     state = request["state"]
+    if state is None:  # the one way to empty a shadow without deleting it
+        return dict.fromkeys(SECTIONS)
     if not isinstance(state, dict):
         raise ShadowError(400, "State node must be an object", token)
     if not state.keys() <= set(SECTIONS):
