@@ -49,6 +49,7 @@ class MQTTSearchService:
         # One thread, hence one SQLite connection, follows the corpus; it also embeds what has no vector yet.
         self._upkeep: Final = ThreadPoolExecutor(1, thread_name_prefix="upkeep")
         self._job: Future[None] | None = None
+        self._links: tuple[Any, ...] = ()  # as they were last reported
         self._embedded = -1  # change number up to which everything has a vector
 
     def _add_channels(self) -> None:
@@ -81,6 +82,7 @@ class MQTTSearchService:
         await loop.run_in_executor(self._upkeep, self._open)
         for channel in self._channels:
             channel.bridge.on_update(self._follow_now.set)
+            channel.connection.on_change(self._report_links)
             await channel.bridge.setup()
             if channel.name == "local":
                 channel.connection.start()
@@ -150,8 +152,18 @@ class MQTTSearchService:
                 self._embedded = change
             if done:
                 log.info("embedded %d papers", done)
-                for channel in self._channels:
-                    self._loop.call_soon_threadsafe(channel.report_soon)
+                self._loop.call_soon_threadsafe(self._report_everywhere)
+
+    def _report_everywhere(self) -> None:
+        for channel in self._channels:
+            channel.report_soon()
+
+    def _report_links(self) -> None:
+        """A link that came up, went or got into trouble is of interest on the others; each failed attempt is not."""
+        links = (*(channel.connection.connected.is_set() for channel in self._channels), *self._link_problems())
+        if links != self._links:
+            self._links = links
+            self._report_everywhere()
 
     # -- status -----------------------------------------------------------------------------------------------
 

@@ -165,7 +165,7 @@ class Client:
         self.publish(topic, payload, response_topic=self.answers, correlation=correlation)
         while True:
             message = self.next()
-            if message.properties.CorrelationData == correlation:
+            if getattr(message.properties, "CorrelationData", None) == correlation:
                 answer: dict[str, Any] = json.loads(message.payload)
                 return answer
 

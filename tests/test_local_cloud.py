@@ -314,6 +314,18 @@ def test_a_session_is_kept_with_its_subscriptions_and_messages(cloud: LocalCloud
     assert not cloud.connect(thing, clean_start=True).connack.session_present
 
 
+def test_a_client_may_subscribe_before_it_has_its_connack(cloud: LocalCloud, thing: str) -> None:
+    for _ in range(5):  # whichever of the two answers comes first
+        eager = RawClient(cloud.secure(cloud.tls(thing)))
+        wanted = mqtt5.SubscribePacket(1, [mqtt5.TopicFilter(f"{thing}/a", max_qos=QOS1)])
+        eager.send(mqtt5.ConnectPacket(thing, keep_alive=60, clean_start=True), wanted)
+        eager.receive(mqtt5.ConnAckPacket)
+        assert list(eager.receive(mqtt5.SubAckPacket).reason_codes) == [1]
+        eager.publish(f"{thing}/a", b"hello")
+        assert eager.receive(mqtt5.PublishPacket).payload == b"hello"
+        eager.close()
+
+
 @pytest.mark.parametrize("how", ["cut off", "against the policy", "in order"])
 def test_the_last_will_is_sent_unless_the_client_says_goodbye(cloud: LocalCloud, thing: str, how: str) -> None:
     only = {"Effect": "Deny", "Action": "iot:Publish", "Resource": "arn:aws:iot:us-east-1:123456789012:topic/forbidden"}

@@ -59,6 +59,7 @@ class Session:
         self._faults: Final = faults
         self._rate: Final = Rate(limits.publishes_per_s)
         self._bytes: Final = Rate(limits.bytes_per_s)
+        self._granted: set[str] = set()  # topic filters, on this connection
         self._aliases: dict[int, str] = {}
         self._refused: dict[int, list[SubAckReasonCode | None]] = {}  # by packet id; None: the broker's to answer
         self._connack: mqtt5.ConnAckPacket = mqtt5.ConnAckPacket()
@@ -237,6 +238,7 @@ class Session:
         if full or self._faults.throttled:
             return SubAckReasonCode.QUOTA_EXCEEDED
         self._filters.add(topic_filter)
+        self._granted.add(topic_filter)
         return None
 
     def _farewell(self, packet: mqtt5.DisconnectPacket) -> bytes:
@@ -260,7 +262,8 @@ class Session:
         match packet:
             case mqtt5.ConnAckPacket():
                 if not packet.session_present:
-                    self._filters.clear()
+                    # Those of an earlier session are gone; a client need not wait for CONNACK before it subscribes.
+                    self._filters.intersection_update(self._granted)
                 answer = changed(self._connack, session_present=packet.session_present, reason_code=packet.reason_code)
                 return Step(to_client=answer.write(), end=packet.reason_code != ConnAckReasonCode.SUCCESS)
             case mqtt5.PublishPacket():

@@ -41,7 +41,9 @@ class Link(ABC):
         self._on_change: list[Callable[[], None]] = []
         self._stopped: Final = asyncio.Event()
         self._stopping = True
-        self._pausing: asyncio.TimerHandle | None = None
+        self._pausing = False
+        self._pause_s = 0.0
+        self._going_on: asyncio.TimerHandle | None = None  # after a pause
         self._session = 0  # counts lost links: an acknowledgement of an earlier link has no meaning on this one
         self._largest_packet = MAX_PACKET_BYTES  # that the broker takes
         self._last_failure: str | None = None
@@ -92,7 +94,7 @@ class Link(ABC):
             ),
             failed=lambda event: self._post(self._failed, event.exception, event.connack_packet),
             disconnected=self._crt_disconnected,
-            stopped=lambda _: self._post(self._stopped.set),
+            stopped=lambda _: self._post(self._has_stopped),
         )
         self._client = self._client or new_client(self.broker, callbacks)
         self._stopping = False
@@ -118,17 +120,19 @@ class Link(ABC):
         if self._stopping:
             return
         self._stopping = True
-        if self._pausing:
-            self._pausing.cancel()
-            self._pausing = None
-        else:
+        if self._going_on:
+            self._going_on.cancel()
+            self._going_on = None
+        if not self._pausing:
             self._stopped.clear()
             self._client.stop(mqtt5.DisconnectPacket())
-            try:
-                async with asyncio.timeout(STOP_TIMEOUT_S):
-                    await self._stopped.wait()
-            except TimeoutError:
-                log.warning("the link to %s did not close in time", self.address)
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await self._stopped.wait()
+        except TimeoutError:
+            log.warning("the link to %s did not close in time", self.address)
+            self._client = None  # started before it has stopped, it would never come up again
+        self._pausing = False
         for task in self._tasks:
             task.cancel()
         self.connected.clear()
@@ -253,13 +257,20 @@ class Link(ABC):
 
     def _pause(self, about_s: float) -> None:
         """End the link, or the attempts at one, and begin anew after that time, give or take a half."""
-
-        def go_on() -> None:
-            self._pausing = None
-            self._client.start()
-
         if not self._stopping and not self._pausing:
+            self._pausing = True
+            self._pause_s = about_s * random.uniform(0.5, 1.5)  # noqa: S311  devices should not come back all at once
             self.connected.clear()
+            self._stopped.clear()
             self._client.stop()
-            spread = random.uniform(0.5, 1.5)  # noqa: S311  devices of a fleet should not come back all at once
-            self._pausing = self._loop.call_later(about_s * spread, go_on)
+
+    def _has_stopped(self) -> None:
+        self._stopped.set()
+        # Not before: told to stop and to start in one go, the library does neither.
+        if self._pausing and not self._stopping:
+            self._going_on = self._loop.call_later(self._pause_s, self._go_on)
+
+    def _go_on(self) -> None:
+        self._pausing = False
+        self._going_on = None
+        self._client.start()
