@@ -121,8 +121,21 @@ class HealthConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     heartbeat_s: Annotated[float, Meta(ge=1, le=3600, description="Seconds between status messages.")] = 60.0
 
 
-class LimitsConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class LimitSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Those limits that may change while the agent runs."""
+
     max_pending: Annotated[int, Meta(ge=1, le=256, description="Unanswered requests taken from the broker.")] = 32
+    requests_per_minute: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100_000,
+            description="Search and embedding requests answered a minute on each link; 0: no limit.",
+        ),
+    ] = 0
+
+
+class LimitsConfig(LimitSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     workers: Annotated[int, Meta(ge=0, le=16, description="Searches at a time; 0: the cores, at most 4.")] = 0
 
 

@@ -6,6 +6,7 @@
     ├── CorpusError                 the corpus folder or an input file cannot be used
     │   └── DamagedIndexError       a search index is damaged: `part` says which; it can be made again
     ├── NotReadyError               asked before a corpus or a model is there
+    ├── SettingsError               settings from the shadow cannot be put into effect, or not be kept
     ├── BrokerError                 a broker refused, or cannot be reached
     └── RequestError                a message is bad: `code` and `field` go back on the wire
 
@@ -62,6 +63,10 @@ class DamagedIndexError(CorpusError):
 
 class NotReadyError(AgentError):
     """The corpus or the model is not there yet."""
+
+
+class SettingsError(AgentError):
+    """Settings from the Device Shadow cannot be put into effect, or not be kept."""
 
 
 class BrokerError(AgentError):

@@ -28,6 +28,7 @@ FLOORS = (
     "search",
     "store",
     "protocol",
+    "settings",
     "config",
     "paths",
     "logs",
