@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from conftest import import_sample
 
-from agent.config import Config
-from agent.domain import MODES, Filters, Paper
+from agent.config import Config, SearchConfig
+from agent.domain import MODES, Filters, Paper, SearchRequest
 from agent.errors import NotReadyError, RequestError
 from agent.search import SearchAPI
 from agent.search.candidates import Question, Ranking, ranks
 from agent.search.clock import StageClock
+from agent.search.embedder import Embedder
+from agent.search.engine import SearchEngine
 from agent.store.papers import PaperStore
 
 
@@ -218,3 +220,36 @@ def test_opening_to_read_changes_no_file(sample_data_dir: Path) -> None:
         assert not api.engine.index.writable
     assert before == files()
     PaperStore(sample_data_dir / "current" / "papers.db", read_only=True).close()
+
+
+# -- settings that change meanwhile -----------------------------------------------------------------------------------
+
+
+class _ConfiguresMeanwhile:
+    """The embedder, and a change of settings in the middle of a question."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+        self.then = lambda: None
+
+    def __getattr__(self, name: str):
+        return getattr(self._embedder, name)
+
+    def query_tokens(self, text: str):
+        self.then()
+        return self._embedder.query_tokens(text)
+
+
+def test_new_settings_hold_from_the_next_question_on_and_one_under_way_ends_as_it_began(sample_api) -> None:
+    before, after = SearchConfig(max_results=3), SearchConfig(max_results=5, default_mode="keyword", semantic_weight=0)
+    embedder = _ConfiguresMeanwhile(sample_api.engine.embedder)
+    engine = SearchEngine(sample_api.engine.index, embedder, before)
+    question = SearchRequest(query="gravitational waves from merging black holes")
+    undisturbed = engine.search(question)
+    assert (undisturbed.mode, len(undisturbed.hits)) == ("hybrid", 3)
+    embedder.then = lambda: engine.configure(after)
+    disturbed = engine.search(question)
+    assert engine.config == after
+    assert (disturbed.mode, disturbed.hits) == (undisturbed.mode, undisturbed.hits)
+    found = engine.search(question)
+    assert (found.mode, len(found.hits)) == ("keyword", 5)

@@ -34,7 +34,7 @@ class SearchEngine:
         """`embedder` is None on devices without a model: hybrid questions are then answered by keyword."""
         self.index: Final = index
         self.embedder: Final = embedder
-        self.config: Final = config
+        self._config = config
         # Keywords are searched while the query is embedded; neither holds Python's lock for long.
         cores = os.cpu_count() or 1
         self._pool: Final = ThreadPoolExecutor(cores, thread_name_prefix="keywords") if cores > 1 else None
@@ -43,6 +43,14 @@ class SearchEngine:
         if self._pool:
             self._pool.shutdown()
         self.index.close()
+
+    @property
+    def config(self) -> SearchConfig:
+        return self._config
+
+    def configure(self, config: SearchConfig) -> None:
+        """Search so from the next question on, from any thread; a question under way is answered as it began."""
+        self._config = config
 
     @property
     def model(self) -> str | None:
@@ -62,28 +70,30 @@ class SearchEngine:
         Raises NotReadyError for a semantic question without a model or an index, and CorpusError when papers.db is
         damaged.
         """
+        config = self._config  # once: the settings may change at any moment
         try:
-            return self._search(request)
+            return self._search(request, config)
         except DamagedIndexError as error:
             log.error("%s; it is made again", error.message)  # noqa: TRY400  a library's traceback tells nothing
             self.index.report_damage(error.part)
             other: Mode = "semantic" if error.part == "keywords" else "keyword"
             needs_both = error.part == "keywords" and not (request.filters.empty and self.embedder)
-            if self._mode(request) != "hybrid" or needs_both:
+            if self._mode(request, config) != "hybrid" or needs_both:
                 raise NotReadyError(f"{error.message}; it is being made again") from error
-        return self._search(msgspec.structs.replace(request, mode=other))
+        return self._search(msgspec.structs.replace(request, mode=other), config)
 
-    def _search(self, request: SearchRequest) -> SearchResult:
+    def _search(self, request: SearchRequest, config: SearchConfig) -> SearchResult:
         clock = StageClock()
-        mode = self._mode(request)
-        last = request.offset + (request.max_results or self.config.max_results)
+        mode = self._mode(request, config)
+        last = request.offset + (request.max_results or config.max_results)
         named = self._named_paper(request)
         if named:
-            hits = self._hits(self._ranks(request, named.paper.title, mode, last, clock), last, clock, first=named)
+            ranked = self._ranks(request, named.paper.title, mode, last, config, clock)
+            hits = self._hits(ranked, last, clock, first=named)
         elif arxiv_id_of(request.query):
             hits = []
         else:
-            hits = self._hits(self._ranks(request, request.query, mode, last, clock), last, clock)
+            hits = self._hits(self._ranks(request, request.query, mode, last, config, clock), last, clock)
         return SearchResult(
             query=request.query,
             mode=mode,
@@ -93,25 +103,25 @@ class SearchEngine:
             timings_ms=clock.timings_ms,
         )
 
-    def _mode(self, request: SearchRequest) -> Mode:
-        mode: Mode = request.mode or self.config.default_mode
+    def _mode(self, request: SearchRequest, config: SearchConfig) -> Mode:
+        mode: Mode = request.mode or config.default_mode
         if self.embedder is None and mode == "semantic":
             raise NotReadyError("semantic search needs a model, and none is installed")
         return mode if self.embedder else "keyword"
 
     def _ranks(
-        self, request: SearchRequest, text: str, mode: Mode, last: int, clock: StageClock
+        self, request: SearchRequest, text: str, mode: Mode, last: int, config: SearchConfig, clock: StageClock
     ) -> Iterator[tuple[int, float]]:
         terms = self.index.keywords.terms(text) if mode != "semantic" else []
         tokens = self.embedder.query_tokens(text) if self.embedder and mode != "keyword" else None
         matches = None
         if mode == "hybrid" and self._pool:
-            search = partial(first_matches, self.index, terms, request.filters, self.config.candidates)
+            search = partial(first_matches, self.index, terms, request.filters, config.candidates)
             matches = Ahead(self._pool, search)
         vector = self.embedder.vector(tokens) if self.embedder and tokens else None
         clock.lap("embed")
         question = Question(mode, vector, terms, request.filters, matches)
-        ranking = Ranking(self.config.candidates, self.config.semantic_weight, page=last + SPARE_ROWS)
+        ranking = Ranking(config.candidates, config.semantic_weight, page=last + SPARE_ROWS)
         return ranks(self.index, question, ranking, clock)
 
     def _hits(
