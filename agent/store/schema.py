@@ -1,4 +1,4 @@
-"""The tables of papers.db and their migrations. The only module that imports sqlite-utils.
+"""The tables of papers.db and of agent.db, and their migrations. The only module that imports sqlite-utils.
 
 sqlite-utils takes 9 MB of memory, so it is loaded only when a file's schema is behind: `PRAGMA user_version` counts
 the migrations that were applied (docs/decisions/0003).
@@ -6,22 +6,33 @@ the migrations that were applied (docs/decisions/0003).
 
 import sqlite3
 import uuid
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from sqlite_utils import Database, Migrations
 
 SCHEMA_VERSION: Final = 1
+AGENT_SCHEMA_VERSION: Final = 1
 
 
 def ensure_schema(connection: sqlite3.Connection) -> None:
-    """Create the tables, or bring those of an older version up to date. Raises sqlite3.Error."""
-    if connection.execute("PRAGMA user_version").fetchone()[0] >= SCHEMA_VERSION:
+    """Create the tables of papers.db, or bring those of an older version up to date. Raises sqlite3.Error."""
+    _ensure(connection, SCHEMA_VERSION, _migrations)
+
+
+def ensure_agent_schema(connection: sqlite3.Connection) -> None:
+    """The same for agent.db: what the agent itself has to remember. Raises sqlite3.Error."""
+    _ensure(connection, AGENT_SCHEMA_VERSION, _agent_migrations)
+
+
+def _ensure(connection: sqlite3.Connection, version: int, migrations: Callable[[], "Migrations"]) -> None:
+    if connection.execute("PRAGMA user_version").fetchone()[0] >= version:
         return
     from sqlite_utils import Database
 
-    _migrations().apply(Database(connection))
-    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    migrations().apply(Database(connection))
+    connection.execute(f"PRAGMA user_version = {version}")
 
 
 def _migrations() -> "Migrations":
@@ -54,5 +65,19 @@ def _migrations() -> "Migrations":
         # Which corpus this is: a cache of another one, or of this one before it was restored, is recognised by it.
         db.table("corpus").create({"id": str}, pk="id")
         db.execute("INSERT INTO corpus VALUES (?)", [uuid.uuid4().hex])
+
+    return migrations
+
+
+def _agent_migrations() -> "Migrations":
+    from sqlite_utils import Migrations
+
+    migrations = Migrations("agent")
+
+    @migrations()
+    def create_accepted_settings(db: "Database") -> None:
+        columns = {"id": int, "version": int, "document": str, "crc": int}
+        # A process killed between this and its note that it was done does it again.
+        db.table("accepted_settings").create(columns, pk="id", not_null=set(columns) - {"id"}, if_not_exists=True)
 
     return migrations

@@ -1,0 +1,124 @@
+"""agent.db: what must not be forgotten, and must not stop the agent when it was."""
+
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.errors import SettingsError
+from agent.store.accepted import MAX_PUT_ASIDE, Accepted, AcceptedSettings
+
+DOCUMENT = {"search": {"max_results": 5, "default_mode": "keyword"}, "later": ["ü", 1.5, True]}
+
+
+@pytest.fixture
+def accepted(tmp_path: Path) -> AcceptedSettings:
+    return AcceptedSettings(tmp_path / "agent.db")
+
+
+def test_what_was_saved_last_is_there_after_a_restart(accepted: AcceptedSettings) -> None:
+    assert accepted.load() is None
+    assert not accepted.path.exists(), "asking makes no file"
+    accepted.save({"search": {"max_results": 3}}, 1)
+    accepted.save(DOCUMENT, 7)
+    assert AcceptedSettings(accepted.path).load() == Accepted(DOCUMENT, 7)
+
+
+def _random(path: Path) -> None:
+    path.write_bytes(b"no database " * 1000)
+
+
+def _half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flipped(path: Path) -> None:
+    """Another number than what was accepted, in a file that SQLite finds in order."""
+    content = path.read_bytes()
+    assert content.count(b'"max_results":5') == 1
+    path.write_bytes(content.replace(b'"max_results":5', b'"max_results":6'))
+
+
+def _another(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TABLE accepted_settings")
+    db.close()
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("damage", [_random, _half, _flipped, _another, _folder])
+def test_a_damaged_file_is_put_aside_and_begun_anew(accepted: AcceptedSettings, damage, caplog) -> None:
+    accepted.save(DOCUMENT, 7)
+    damage(accepted.path)
+    assert accepted.load() is None
+    assert accepted.path.with_name("agent.db.damaged-1").exists()
+    assert len([record for record in caplog.records if "put aside" in record.message]) == 1
+    accepted.save(DOCUMENT, 8)
+    assert accepted.load() == Accepted(DOCUMENT, 8)
+
+
+def test_a_file_damaged_meanwhile_is_put_aside_by_saving_too(accepted: AcceptedSettings) -> None:
+    accepted.save(DOCUMENT, 7)
+    _random(accepted.path)
+    accepted.save(DOCUMENT, 8)
+    assert accepted.load() == Accepted(DOCUMENT, 8)
+
+
+def test_only_so_many_damaged_files_are_kept(accepted: AcceptedSettings) -> None:
+    for _ in range(MAX_PUT_ASIDE + 2):
+        _random(accepted.path)
+        assert accepted.load() is None
+    assert len(list(accepted.path.parent.glob("agent.db.damaged-*"))) == MAX_PUT_ASIDE
+
+
+def test_a_full_disk_is_no_damage_and_what_was_there_stays(tmp_path: Path) -> None:
+    """On a small file system of its own, where root may mount one."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        accepted = AcceptedSettings(mount / "agent.db")
+        accepted.save(DOCUMENT, 7)
+        (mount / "fill").write_bytes(b"x" * shutil.disk_usage(mount).free)
+        with pytest.raises(SettingsError, match=r"agent\.db"):
+            accepted.save({"search": {"max_results": 9}}, 8)
+        assert accepted.load() == Accepted(DOCUMENT, 7)
+        (mount / "fill").unlink()
+        accepted.save({}, 9)
+        assert accepted.load() == Accepted({}, 9)
+    finally:
+        subprocess.run(["umount", "-l", mount], check=True)
+
+
+SAVING = """
+import sys
+from pathlib import Path
+from agent.store.accepted import AcceptedSettings
+accepted = AcceptedSettings(Path(sys.argv[1]))
+for version in range(1, 100_000):
+    accepted.save({"search": {"max_results": version}}, version)
+    print(version, flush=True)
+"""
+
+
+def test_what_was_said_to_be_saved_survives_a_kill(accepted: AcceptedSettings) -> None:
+    for lines in (1, 2, 7):
+        command = [sys.executable, "-c", SAVING, str(accepted.path)]
+        saving = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        said = [saving.stdout.readline() for _ in range(lines)]
+        saving.send_signal(signal.SIGKILL)
+        said += saving.stdout.readlines()
+        saving.wait()
+        saving.stdout.close()
+        held = accepted.load()
+        assert held.document == {"search": {"max_results": held.version}}
+        assert held.version - int(said[-1]) in {0, 1}, "the last one said, or the one that was not said any more"
