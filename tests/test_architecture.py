@@ -19,6 +19,7 @@ FLOORS = (
     "bridge",
     "handlers",
     "evaluation",
+    "configuring",
     "local_cloud",
     "cloud",
     "device",

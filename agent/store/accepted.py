@@ -66,8 +66,11 @@ class AcceptedSettings:
         return None
 
     def save(self, document: Any, version: int) -> None:
-        """Keep it durably, in one transaction. Raises SettingsError where the disk does not take it."""
-        text = _text(document)
+        """Keep it durably, in one transaction. Raises SettingsError where that is not possible."""
+        try:
+            text = json.dumps(document, separators=(",", ":"))
+        except (ValueError, RecursionError) as error:
+            raise SettingsError(f"the document is too large to be kept: {error}") from error
         row = [version, text, _crc(version, text)]
         self._with_file(lambda db: _save(db, row))
 
@@ -119,10 +122,6 @@ def _load(db: sqlite3.Connection) -> Accepted | None:
 
 def _save(db: sqlite3.Connection, row: list[Any]) -> None:
     db.execute("INSERT OR REPLACE INTO accepted_settings (id, version, document, crc) VALUES (1, ?, ?, ?)", row)
-
-
-def _text(document: Any) -> str:
-    return json.dumps(document, separators=(",", ":"))
 
 
 def _crc(version: Any, text: Any) -> int:
