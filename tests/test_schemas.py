@@ -236,7 +236,7 @@ def sections(page: str) -> list[str]:
 
 def test_each_example_in_the_documents_is_as_the_schema_beside_it_says() -> None:
     seen = set()
-    for section in sections("interfaces.md"):
+    for section in [*sections("interfaces.md"), *sections("shadow.md")]:
         names = re.findall(r"\]\(schemas/([a-z-]+)\.json\)", section)
         examples = re.findall(r"(?ms)^```json\n(.*?)^```", section)
         assert bool(names) or not examples, section[:40]

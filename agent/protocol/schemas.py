@@ -25,6 +25,7 @@ from agent.protocol.requests import (
     WireRequest,
     WireUpdate,
 )
+from agent.settings import Settings
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
@@ -226,6 +227,92 @@ class Status(Struct, frozen=True, kw_only=True):
     client_id: str
 
 
+# -- the Device Shadow ------------------------------------------------------------------------------------------------
+
+Path = Annotated[str, Meta(description="Dotted path below `desired`.")]
+
+
+class WishedCorpus(Struct, frozen=True, kw_only=True):
+    channel: str | UnsetType = UNSET
+    version: str | UnsetType = UNSET
+    categories: list[str] | UnsetType = UNSET
+
+
+class WishedModel(Struct, frozen=True, kw_only=True):
+    name: str
+
+
+class WishedTargets(Struct, frozen=True, kw_only=True):
+    corpus: WishedCorpus | UnsetType = UNSET
+    model: WishedModel | UnsetType = UNSET
+
+
+class ShadowDesired(Struct, frozen=True, kw_only=True):
+    """What is wished for. A key that is left out is as config.yaml has it."""
+
+    settings: Annotated[Settings, Meta(description="In effect at once, all of them or none.")] | UnsetType = UNSET
+    targets: Annotated[WishedTargets, Meta(description="What takes time.")] | UnsetType = UNSET
+
+
+class ShadowError(Struct, frozen=True, kw_only=True):
+    path: Path
+    reason: Annotated[str, Meta(description="What would be right.")]
+    value: Annotated[Any, Meta(description="What was wished for; a long one, an object or an array as a text.")] = None
+
+
+class ReportedConfig(Struct, frozen=True, kw_only=True):
+    document_version: Annotated[
+        int, Meta(ge=0, description="The version of the shadow in which these settings were first wished for; 0: none.")
+    ]
+    status: Annotated[Literal["applied", "rejected"], Meta(description="Rejected: the settings before are in effect.")]
+    errors: Annotated[list[ShadowError], Meta(min_length=1, max_length=11)] | UnsetType = UNSET
+    ignored: Annotated[list[Path], Meta(min_length=1, max_length=11)] | UnsetType = UNSET
+
+
+class ReportedCorpus(Struct, frozen=True, kw_only=True):
+    version: Annotated[str, Meta(description="What is searched now.")]
+    state: Literal["current", "failed"]
+    progress: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+
+
+class ReportedModel(Struct, frozen=True, kw_only=True):
+    name: Annotated[str, Meta(description="What embeds questions now; `none` on a device without a model.")]
+    state: Literal["current", "failed"]
+    error: str | UnsetType = UNSET
+
+
+class ReportedTargets(Struct, frozen=True, kw_only=True):
+    """Only those that are wished for."""
+
+    corpus: ReportedCorpus | UnsetType = UNSET
+    model: ReportedModel | UnsetType = UNSET
+
+
+class ReportedAgent(Struct, frozen=True, kw_only=True):
+    version: str
+
+
+class ShadowReported(Struct, frozen=True, kw_only=True):
+    """What the agent says. Where the wishes leave hardly any room, only `config`."""
+
+    config: ReportedConfig
+    settings: Annotated[Settings, Meta(description="What is in effect.")] | UnsetType = UNSET
+    targets: ReportedTargets | UnsetType = UNSET
+    agent: ReportedAgent | UnsetType = UNSET
+
+
+class ShadowState(Struct, frozen=True, kw_only=True):
+    desired: ShadowDesired | UnsetType = UNSET
+    reported: ShadowReported | UnsetType = UNSET
+
+
+class Shadow(Struct, frozen=True, kw_only=True):
+    """The Device Shadow named `config`."""
+
+    state: ShadowState
+
+
 def _given(*names: str, **what: Any) -> list[dict[str, Any]]:
     """For oneOf and anyOf: that each of these fields is there, and is what is said."""
     return [{"required": [name], "properties": {name: what}} for name in names]
@@ -247,12 +334,13 @@ _KINDS: Final[dict[str, Any]] = {
     "corpus-update-report": CorpusUpdateReport,
     "status": Status,
     "config": Config,
+    "shadow": Shadow,
 }
 _REQUESTS: Final = (SearchRequest, Question, EmbeddingRequest, CorpusUpdate)
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """The schema of each kind of message, and of config.yaml, by the name of its file."""
+    """The schema of each kind of message, of config.yaml and of the shadow, by the name of its file."""
     return {name: _schema(name, kind) for name, kind in _KINDS.items()}
 
 
