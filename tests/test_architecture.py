@@ -38,7 +38,15 @@ FLOORS = (
     "__init__",
 )
 ONLY_IMPORTERS = {
-    "awscrt": {"mqtt/connection.py", "mqtt/link.py", "mqtt/options.py", "mqtt/packets.py", "logs.py"},
+    "awscrt": {
+        "cloud/shadow_client.py",
+        "mqtt/connection.py",
+        "mqtt/link.py",
+        "mqtt/options.py",
+        "mqtt/packets.py",
+        "logs.py",
+    },
+    "awsiot": {"cloud/shadow_client.py"},
     "cryptography": {"cloud/identity.py"},
     "onnxruntime": {"search/embedder.py", "search/native.py"},
     "tokenizers": {"search/embedder.py"},
