@@ -71,6 +71,8 @@ class Shadow:
 class Device:
     """A connection, a configurator and a sync, as the service makes them; `restart` makes all of them anew."""
 
+    session_expiry_s = 3600
+
     def __init__(self, cloud: LocalCloud, thing: str, folder: Path) -> None:
         self.shadow = Shadow(cloud, thing)
         self.folder = folder
@@ -87,7 +89,7 @@ class Device:
 
     async def start(self) -> "Device":
         self.in_effect = BASE
-        self.connection = Connection(self._broker)
+        self.connection = Connection(self._broker._replace(session_expiry_s=self.session_expiry_s))
         accepted = AcceptedSettings(self.folder / "agent.db")
         self.configurator = Configurator(BASE, accepted, [self._configure])
         self.configurator.start()
@@ -258,7 +260,11 @@ async def test_what_was_wished_while_the_agent_was_away_is_seen_when_it_is_back(
     assert device.in_effect.search.max_results == 6
 
 
-async def test_a_cut_in_any_moment_loses_no_wish(device: Device, cloud: LocalCloud) -> None:
+@pytest.mark.parametrize("session_expiry_s", [3600, 0])
+async def test_a_cut_in_any_moment_loses_no_wish(device: Device, cloud: LocalCloud, session_expiry_s: int) -> None:
+    """Without a session the subscriptions are gone as well."""
+    device.session_expiry_s = session_expiry_s
+    await device.restart()
     for number in range(1, 6):
         cloud.fault("cut")
         version = device.shadow.wish(settings={"search": {"max_results": number}})
@@ -266,9 +272,11 @@ async def test_a_cut_in_any_moment_loses_no_wish(device: Device, cloud: LocalClo
         assert device.in_effect.search.max_results == number
 
 
-async def test_a_report_that_was_overtaken_is_made_for_the_newer_document(device: Device) -> None:
+async def test_a_report_that_was_overtaken_is_made_for_the_newer_document(device: Device, cloud: LocalCloud) -> None:
     """Another writer changes the document between the decision and the report."""
     overtaken: list[int] = []
+    listener = cloud.connect(cloud.thing("listener"))
+    assert listener.subscribe(device.documents_topic) == [1]
 
     def facts() -> dict[str, Any]:
         if len(overtaken) < 3:
@@ -281,6 +289,44 @@ async def test_a_report_that_was_overtaken_is_made_for_the_newer_document(device
     reported = await device.until_decided(overtaken[-1])
     assert reported["config"] == {"document_version": overtaken[-1], "status": "applied"}
     assert reported["settings"]["search"]["max_results"] == device.in_effect.search.max_results == 22
+    heard = [json.loads(packet.payload) for packet in listener.quiet()]
+    cloud.close_clients()
+    reports = [both["current"]["state"] for both in heard if _reported(both["current"]) != _reported(both["previous"])]
+    assert reports
+    for state in reports:  # none stands beside wishes that it was not made for
+        assert (
+            state["reported"]["settings"]["search"]["max_results"]
+            == state["desired"]["settings"]["search"]["max_results"]
+        )
+
+
+def _reported(document: dict[str, Any]) -> Any:
+    return document["state"].get("reported")
+
+
+async def test_without_the_right_to_hear_changes_they_are_read_at_each_connect(
+    cloud: LocalCloud, tmp_path: Path, caplog
+) -> None:
+    everything_but = [
+        {"Effect": "Allow", "Action": "iot:*", "Resource": "*"},
+        {
+            "Effect": "Deny",
+            "Action": "iot:Subscribe",
+            "Resource": "arn:aws:iot:us-east-1:123456789012:topicfilter/*/update/documents",
+        },
+    ]
+    deaf = cloud.thing("deaf", {"Version": "2012-10-17", "Statement": everything_but})
+    device = await Device(cloud, deaf, tmp_path).start()
+    await device.until_decided(0)
+    assert "not heard until the next connect" in caplog.text
+    version = device.shadow.wish(settings={"search": {"max_results": 5}})
+    await device.reconnect()
+    await device.until_decided(version)
+    version = device.shadow.wish(settings={"search": {"max_results": 6}})
+    cloud.fault("cut")
+    await device.until_decided(version)
+    assert device.in_effect.search.max_results == 6
+    await device.stop()
 
 
 async def test_documents_that_are_not_newer_are_dropped(device: Device, cloud: LocalCloud) -> None:
@@ -433,20 +479,21 @@ WISHES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(8))
 async def test_after_any_updates_cuts_and_restarts_the_last_valid_wishes_are_in_effect_and_reported(
     device: Device, cloud: LocalCloud, seed: int
 ) -> None:
     choose = random.Random(seed)
     for _ in range(25):
-        match choose.choice(["wish", "wish", "wish", "cut", "restart", "freeze", "settle"]):
+        match choose.choice(["wish", "wish", "wish", "cut", "restart", "freeze", "throttle", "drop-puback", "settle"]):
             case "wish":
                 device.shadow.wish(**choose.choice(WISHES))
             case "cut":
                 cloud.fault("cut")
-            case "freeze":
-                cloud.fault("freeze")
+            case "freeze" | "throttle" | "drop-puback" as fault:
+                cloud.fault(fault)
                 device.shadow.wish(**choose.choice(WISHES))
+                await asyncio.sleep(choose.choice([0, 0.02]))
                 cloud.fault("clear")
             case "restart":
                 await device.restart()
