@@ -392,6 +392,15 @@ async def test_wishes_that_leave_hardly_any_room_get_the_least_report(device: De
     assert (await device.until_decided(version))["settings"] == BASE.document()
 
 
+async def test_wishes_that_leave_no_room_at_all_are_complained_of_once(device: Device, caplog) -> None:
+    device.shadow.update(reported=None, desired={"settings": {"logging": {"level": "debug"}, "x": "x" * 8_090}})
+    await device.quiet()
+    assert device.in_effect.logging.level == "debug", "it is done, if not said"
+    assert len([record for record in caplog.records if "no room for a report" in record.message]) == 1
+    version = device.shadow.wish(settings={"x": None})
+    assert (await device.until_decided(version))["settings"]["logging"] == {"level": "debug"}
+
+
 async def test_a_service_that_has_less_room_than_it_says_gets_a_shorter_report(device: Device, monkeypatch) -> None:
     monkeypatch.setattr("agent.cloud.shadow.IOT_CORE", IOT_CORE._replace(shadow_bytes=100_000))
     await device.reconnect()

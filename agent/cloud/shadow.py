@@ -56,7 +56,7 @@ class ShadowSync:
         self._held: Snapshot | None = None
         self._newest: Snapshot | None = None  # that was heard and not yet looked at
         self._room = IOT_CORE.shadow_bytes
-        self._hopeless: Document | None = None  # an update that the service will not take however often it is sent
+        self._hopeless: Document | None = None  # an update that the service refuses for good; {}: any
         self._facts_due = 0.0  # time.monotonic()
         self._failures = 0
         self._last_failure = ""
@@ -135,7 +135,9 @@ class ShadowSync:
         while True:
             document = fitting(report.documents(), held.desired, self._room)
             if document is None:
-                log.warning("the shadow has no room for a report: its wishes are too large")
+                if self._hopeless != {}:
+                    log.warning("the shadow has no room for a report: its wishes are too large")
+                self._hopeless = {}
                 return
             wanted = settled(document, held.reported)
             change = changes(held.reported, wanted)
@@ -148,7 +150,7 @@ class ShadowSync:
                 break
         if "agent" in change:
             self._facts_due = time.monotonic() + LOOK_AGAIN_S
-        self._held = Snapshot(version, held.desired, wanted)
+        self._held, self._hopeless = Snapshot(version, held.desired, wanted), None
         if not held.version:
             self._read_again()  # others may have wished for something in the shadow that this made
 
