@@ -20,6 +20,7 @@ from agent.errors import BrokerError, RequestError
 from agent.handlers import Answer, Handlers
 from agent.mqtt.connection import Connection, Publishing
 from agent.mqtt.packets import Broker, Message
+from agent.mqtt.rate import Rate
 from agent.protocol.topics import AgentTopics
 from agent.search.api import SearchAPI
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 DRAIN_TIMEOUT_S: Final = 1.5
 RETRY_S: Final = 1.0
+BURST_S: Final = 10.0
+"""What a limited rate allows in so many seconds may come at once."""
 MAX_WAITING: Final = 4_096
 MAX_WAITING_BYTES: Final = 8 * 1024 * 1024
 
@@ -55,6 +58,7 @@ class MQTTSearchBridge:
         self._guard = threading.Lock()
         self._pending = 0  # messages that were received and are not finished yet
         self._pending_bytes = 0
+        self._rate: Rate | None = None
         self._closing = False
         self._drained = asyncio.Event()
 
@@ -62,6 +66,12 @@ class MQTTSearchBridge:
     def pending(self) -> int:
         """Messages that were received and are not answered yet."""
         return self._pending
+
+    def limit(self, requests_per_minute: int) -> None:
+        """Answer so many requests a minute, corpus updates not counted, and refuse the rest; 0: answer them all."""
+        per_s = requests_per_minute / 60
+        with self._guard:
+            self._rate = Rate(per_s, max(1.0, per_s * BURST_S)) if requests_per_minute else None
 
     def on_update(self, callback: Callable[[], None]) -> None:
         """Call back on the loop when a corpus update was carried out."""
@@ -94,12 +104,16 @@ class MQTTSearchBridge:
         with self._guard:
             if self._closing:
                 return  # unacknowledged: the broker keeps it for the next run
-            full = self._pending >= MAX_WAITING or self._pending_bytes >= MAX_WAITING_BYTES
+            reason = None
+            if self._pending >= MAX_WAITING or self._pending_bytes >= MAX_WAITING_BYTES:
+                reason = "more messages are waiting than the agent can hold; send it again later"
+            elif self._rate and message.topic != self._topics.corpus_updates and not self._rate.take(time.monotonic()):
+                reason = "more requests came than limits.requests_per_minute allows; send it again later"
             self.counters["requests"] += 1
             self._pending += 1
             self._pending_bytes += len(message.payload)
-        if full:
-            self._on_loop(self._overloaded, message)
+        if reason:
+            self._on_loop(self._overloaded, message, reason)
         else:
             self._submit(message)
 
@@ -118,9 +132,8 @@ class MQTTSearchBridge:
             message.acknowledge()
         self._send(message, answer)
 
-    def _overloaded(self, message: Message) -> None:
-        error = RequestError("overloaded", "more messages are waiting than the agent can hold; send it again later")
-        self._send(message, self._handlers.refusal(message, error))
+    def _overloaded(self, message: Message, reason: str) -> None:
+        self._send(message, self._handlers.refusal(message, RequestError("overloaded", reason)))
 
     def _send(self, message: Message, answer: Answer) -> None:
         if answer.outgoing is None:

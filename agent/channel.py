@@ -17,6 +17,7 @@ from agent.mqtt.connection import Connection
 from agent.mqtt.packets import Broker, Outgoing
 from agent.protocol.answers import encode_status
 from agent.search.api import SearchAPI
+from agent.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,9 @@ class Channel:
         self.name: Final = name
         self._topics: Final = topics_on(broker, api.config)
         self._client_id: Final = broker.client_id
+        self._heartbeat_s = 0.0
         self._report_now: Final = asyncio.Event()
+        self._changing: asyncio.Task[None] | None = None
         will = self._status(self._topics.own_status, "offline", {"service": SERVICE}, retain=True)
         self.connection: Final = Connection(broker._replace(will=will), explain=explain)
         self.connection.on_connected(self._report_now.set)
@@ -53,14 +56,29 @@ class Channel:
             "pending": self.bridge.pending,
         }
 
+    def configure(self, settings: Settings) -> None:
+        """Go by these settings from here on. On the loop."""
+        self._heartbeat_s = settings.health.heartbeat_s
+        self.bridge.limit(settings.limits.requests_per_minute)
+        self._changing = asyncio.ensure_future(self._allow(settings.limits.max_pending, self._changing))
+        self.report_soon()
+
+    async def _allow(self, pending: int, earlier: asyncio.Task[None] | None) -> None:
+        if earlier:
+            await earlier
+        try:
+            await self.connection.set_receive_maximum(pending)
+        except Exception:
+            log.exception("limits.max_pending holds from the next start on")
+
     def report_soon(self) -> None:
         self._report_now.set()
 
-    async def report(self, details: Callable[[], Awaitable[Details]], heartbeat_s: Callable[[], float]) -> None:
+    async def report(self, details: Callable[[], Awaitable[Details]]) -> None:
         """Publish the status after each connect, when asked to, and at every heartbeat; until cancelled."""
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(heartbeat_s()):
+                async with asyncio.timeout(self._heartbeat_s):
                     await self._report_now.wait()
             self._report_now.clear()
             if not self.connection.connected.is_set():

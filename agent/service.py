@@ -12,15 +12,21 @@ from typing import TYPE_CHECKING, Any, Final
 from agent import __version__
 from agent.channel import SERVICE, Channel
 from agent.config import Config, find_config_file, load_config
+from agent.configuring import Configurator
 from agent.corpus.embedding import embed_missing
 from agent.device import host
 from agent.domain import SearchRequest
-from agent.errors import AgentError, ConfigError
+from agent.errors import AgentError, ConfigError, NotReadyError
+from agent.logs import set_level
+from agent.mqtt.connection import Connection
 from agent.mqtt.local import local_broker
 from agent.search.api import SearchAPI
+from agent.settings import Settings
+from agent.store.accepted import AcceptedSettings
 
 if TYPE_CHECKING:
     from agent.cloud.link import CloudLink
+    from agent.cloud.shadow import ShadowSync
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +48,14 @@ class MQTTSearchService:
         self.api: Final = SearchAPI(self.config)
         self._channels: list[Channel] = []
         self._cloud: CloudLink | None = None
+        self._shadows: list[ShadowSync] = []
+        self._settings = Settings.of(self.config)
+        self._configurator: Final = Configurator(
+            self._settings,
+            AcceptedSettings(self.config.data_dir / "agent.db"),
+            owners=[self._configure],
+            probe=self._probe,
+        )
         self._add_channels()
         self._started = time.monotonic()
         self._stop = asyncio.Event()
@@ -53,10 +67,10 @@ class MQTTSearchService:
         self._embedded = -1  # change number up to which everything has a vector
 
     def _add_channels(self) -> None:
-        thing_name, receive_maximum = self.config.thing_name, self.config.limits.max_pending
+        thing_name = self.config.thing_name
         if self.config.local_broker.enabled:
             broker = local_broker(self.config.local_broker, thing_name)
-            self._channels.append(Channel("local", broker._replace(receive_maximum=receive_maximum), self.api))
+            self._channels.append(Channel("local", broker, self.api))
         aws_iot = self.config.aws_iot
         if aws_iot.enabled:
             # Loads what reads certificates, which a device without a cloud link need not hold in memory.
@@ -64,11 +78,27 @@ class MQTTSearchService:
 
             explain = explainer(aws_iot)
             cloud = [
-                Channel("cloud", broker._replace(receive_maximum=receive_maximum), self.api, explain=explain)
-                for broker in cloud_brokers(aws_iot, thing_name)
+                Channel("cloud", broker, self.api, explain=explain) for broker in cloud_brokers(aws_iot, thing_name)
             ]
             self._cloud = CloudLink(aws_iot, [channel.connection for channel in cloud])
             self._channels += cloud
+            self._shadows = [self._shadow(channel.connection) for channel in cloud]
+
+    def _shadow(self, connection: Connection) -> "ShadowSync":
+        """The shadow as one endpoint, that is one region, has it."""
+        from agent.cloud.shadow import ShadowSync
+        from agent.cloud.targets import reported_targets
+
+        def targets(wished: Any) -> dict[str, Any]:
+            engine = self.api.engine
+            return reported_targets(wished, model=engine.model, corpus_version=engine.corpus_version)
+
+        def facts() -> dict[str, Any]:
+            return {"version": __version__, "corpus_version": self.api.engine.corpus_version}
+
+        return ShadowSync(
+            connection, self.config.thing_name, apply=self._configurator.apply, targets=targets, facts=facts
+        )
 
     def stop(self) -> None:
         """Ask `run_forever` to end in order."""
@@ -79,6 +109,8 @@ class MQTTSearchService:
         self._loop = loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
+        for channel in self._channels:
+            channel.configure(self._settings)
         await loop.run_in_executor(self._upkeep, self._open)
         for channel in self._channels:
             channel.bridge.on_update(self._follow_now.set)
@@ -95,10 +127,11 @@ class MQTTSearchService:
             async with asyncio.TaskGroup() as tasks:
                 loops = [tasks.create_task(self._follow_corpus(), name="follow corpus")]
                 for channel in self._channels:
-                    reporting = channel.report(self._details, lambda: self.config.health.heartbeat_s)
+                    reporting = channel.report(self._details)
                     loops.append(tasks.create_task(reporting, name=f"report to {channel.connection.address}"))
                 if self._cloud:
                     loops.append(tasks.create_task(self._cloud.run(), name="cloud link"))
+                loops += [tasks.create_task(shadow.run(), name="device shadow") for shadow in self._shadows]
                 await self._stop.wait()
                 for task in loops:
                     task.cancel()
@@ -121,7 +154,24 @@ class MQTTSearchService:
         # here would fail every client: it is noted and mended while the agent runs.
         with suppress(AgentError):
             engine.search(SearchRequest(query="the first question"))
+        if self._cloud:
+            self._configurator.start()  # what the shadow last set holds without a network, too
         host.release_memory()
+
+    # -- settings -----------------------------------------------------------------------------------------------
+
+    def _configure(self, settings: Settings) -> None:
+        """Put settings into effect. In a worker thread."""
+        self._settings = settings
+        self.api.engine.configure(settings.search)
+        set_level(settings.logging.level)
+        for channel in self._channels:
+            self._loop.call_soon_threadsafe(channel.configure, settings)
+
+    def _probe(self) -> None:
+        """Whether questions are still answered. Raises AgentError."""
+        with suppress(NotReadyError):  # without papers or a model there is nothing that settings could harm
+            self.api.engine.search(SearchRequest(query="the first question"))
 
     # -- loops ------------------------------------------------------------------------------------------------
 
@@ -187,7 +237,7 @@ class MQTTSearchService:
             "model": engine.model,
             "queue": {
                 "pending": sum(channel.bridge.pending for channel in self._channels),
-                "max_pending": self.config.limits.max_pending,
+                "max_pending": self._settings.limits.max_pending,
             },
             "links": [channel.state() for channel in self._channels],
             "counters": dict(sum((channel.bridge.counters for channel in self._channels), Counter())),

@@ -85,7 +85,14 @@ class Link(ABC):
         Raises AwsCrtError when a file of the TLS settings cannot be used.
         """
         self._loop = asyncio.get_running_loop()
-        callbacks = Callbacks(
+        self._client = self._client or new_client(self.broker, self._callbacks())
+        self._stopping = False
+        self.failed_attempts = 0
+        self._forget_session()
+        self._client.start()
+
+    def _callbacks(self) -> Callbacks:
+        return Callbacks(
             publish=self._crt_publish,
             connected=lambda event: self._post(
                 self._connected_to,
@@ -96,11 +103,6 @@ class Link(ABC):
             disconnected=self._crt_disconnected,
             stopped=lambda _: self._post(self._has_stopped),
         )
-        self._client = self._client or new_client(self.broker, callbacks)
-        self._stopping = False
-        self.failed_attempts = 0
-        self._forget_session()
-        self._client.start()
 
     async def wait_connected(self, timeout_s: float) -> None:
         """Wait for the link. Raises BrokerError, with the last failure, when it does not come up in time."""
@@ -138,15 +140,20 @@ class Link(ABC):
         self.connected.clear()
 
     async def set_receive_maximum(self, messages: int) -> None:
-        """Let the broker send so many unacknowledged messages; a link that stands is made anew for it."""
-        if messages == self.broker.receive_maximum:
+        """Let the broker send so many unacknowledged messages; a link that stands is made anew for it.
+
+        Raises AwsCrtError, and leaves the link as it is, when a file of the TLS settings cannot be used any more.
+        """
+        broker = self.broker._replace(receive_maximum=messages)
+        if broker == self.broker:
             return
-        running = not self._stopping
+        if self._stopping:
+            self.broker, self._client = broker, None
+            return
+        client = new_client(broker, self._callbacks())
         await self.stop()
-        self.broker = self.broker._replace(receive_maximum=messages)
-        self._client = None
-        if running:
-            self.start()
+        self.broker, self._client = broker, client
+        self.start()
 
     def raise_alarm(self, words: str) -> None:
         """Name a problem until a link has stood for a while without it."""
