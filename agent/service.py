@@ -16,7 +16,7 @@ from agent.configuring import Configurator
 from agent.corpus.embedding import embed_missing
 from agent.device import host
 from agent.domain import SearchRequest
-from agent.errors import AgentError, ConfigError, NotReadyError
+from agent.errors import AgentError, ConfigError
 from agent.logs import set_level
 from agent.mqtt.connection import Connection
 from agent.mqtt.local import local_broker
@@ -170,8 +170,7 @@ class MQTTSearchService:
 
     def _probe(self) -> None:
         """Whether questions are still answered. Raises AgentError."""
-        with suppress(NotReadyError):  # without papers or a model there is nothing that settings could harm
-            self.api.engine.search(SearchRequest(query="the first question"))
+        self.api.engine.search(SearchRequest(query="the first question"))
 
     # -- loops ------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import click
 
 from benchmarks import (
+    cloud,
     comparison,
     filters,
     idle,
@@ -24,7 +25,7 @@ from benchmarks.peers import environment
 from benchmarks.peers.registry import ENGINES
 
 PARTS = ("vectors", "path", "idle", "import", "import-vectors", "relevance")
-OTHER_PARTS = ("throughput", "memory", "filters", "keywords", "kills", "peers", "glue", "picture")
+OTHER_PARTS = ("throughput", "memory", "filters", "keywords", "kills", "cloud", "peers", "glue", "picture")
 
 
 @click.command()
@@ -72,6 +73,7 @@ def bench(
         "filters": lambda: filters.measure(size, questions),
         "keywords": lambda: keywords.measure(size, questions),
         "kills": lambda: kills.measure(papers, 50),
+        "cloud": lambda: cloud.measure(size, blocks, block),
         "glue": lambda: glue.measure(size, blocks, block, starts),
         "picture": picture.draw,
         "peers": lambda: comparison.measure(size, engines, questions),

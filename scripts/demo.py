@@ -1,4 +1,7 @@
-"""The main job, shown: papers imported, an agent started, questions answered over MQTT, the agent stopped in order."""
+"""The main job, shown: an agent with papers, between a local broker and a cloud, is asked, and configured from there.
+
+The cloud is the local one: a stand-in for AWS IoT Core on this machine, with mutual TLS and a Device Shadow.
+"""
 
 import argparse
 import asyncio
@@ -9,14 +12,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from agent.aws import AWSIoTMQTTClient
 from agent.cli.context import show_results
 from agent.config import Config, load_config
-from agent.local_cloud.mosquitto import Mosquitto
+from agent.local_cloud.mosquitto import Mosquitto, free_port
 
 COMMAND = str(Path(sys.executable).with_name("arxplorer-agent"))
 STOP_WITHIN_S = 5.0
@@ -37,6 +43,50 @@ class DemoError(Exception):
     """A step did not hold."""
 
 
+class LocalCloud:
+    """`arxplorer-agent local-cloud` with one device and one application that asks."""
+
+    DEVICE, APP = "demo-agent", "demo-app"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "cloud"
+        self.port = free_port()
+        things = ["--thing", self.DEVICE, "--client", self.APP]
+        command = [COMMAND, "local-cloud", "--dir", str(self.folder), "--port", str(self.port), *things]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        if not self._process.stdout or self._process.stdout.readline() != b"ready\n":
+            raise DemoError("the local cloud did not start")
+
+    def config(self, thing: str) -> Path:
+        return self.folder / "things" / thing / "config.yaml"
+
+    def shadow(self, *arguments: str) -> dict[str, Any]:
+        """The device's shadow `config`, read or updated."""
+        operation, *document = arguments
+        command = [COMMAND, "local-cloud", "shadow", operation, self.DEVICE, *document, "--name", "config"]
+        done = subprocess.run([*command, "--dir", str(self.folder)], capture_output=True, check=True)
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    def wish(self, settings: dict[str, Any]) -> None:
+        wished = json.dumps({"state": {"desired": {"settings": settings}}})
+        console.print(f"[dim]desired: {escape(json.dumps(settings))}[/dim]", highlight=False)
+        self.shadow("update", wished)
+
+    async def reported(self, status: str, *, unlike: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What the device reports, once it says that this became of its configuration; not what it said before."""
+        async with asyncio.timeout(30):
+            while True:
+                reported: dict[str, Any] = self.shadow("get")["state"]["reported"]
+                if reported != unlike and reported.get("config", {}).get("status") == status:
+                    return reported
+                await asyncio.sleep(0.1)
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(10)
+
+
 def step(text: str) -> None:
     console.print(f"\n[bold green]>[/bold green] [bold]{text}[/bold]")
 
@@ -45,8 +95,9 @@ def run(arguments: list[str], environment: dict[str, str]) -> None:
     subprocess.run([COMMAND, *arguments], env=environment, check=True)
 
 
-def start_agent(folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([COMMAND, "--data-dir", str(folder / "data"), "run"], env=environment)
+def start_agent(folder: Path, cloud: LocalCloud, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    options = ["--config", str(cloud.config(cloud.DEVICE)), "--data-dir", str(folder / "data")]
+    return subprocess.Popen([COMMAND, *options, "run"], env=environment)
 
 
 async def wait_online(client: AWSIoTMQTTClient, config: Config) -> dict[str, object]:
@@ -80,21 +131,60 @@ async def ask_all(client: AWSIoTMQTTClient) -> None:
         raise DemoError("the error does not name the field")
 
 
+async def configure(cloud: LocalCloud, local: AWSIoTMQTTClient) -> None:
+    step("Change its settings from the cloud, by its Device Shadow")
+    before = await cloud.reported("applied")
+    cloud.wish({"search": {"default_mode": "keyword", "max_results": 2}})
+    reported = await cloud.reported("applied", unlike=before)
+    console.print(f"[dim]reported: {json.dumps(reported['config'])}[/dim]")
+    console.print(f"[dim]in effect: {json.dumps(reported['settings']['search'])}[/dim]")
+    answer = await local.ask("sphere packing")
+    show_results(answer)
+    if (answer["count"], answer["metadata"]["mode"]) != (2, "keyword"):
+        raise DemoError("the settings are not in effect")
+    step("A bad setting is rejected as a whole, with the reason")
+    cloud.wish({"search": {"default_mode": "telepathy", "max_results": 5}})
+    reported = await cloud.reported("rejected")
+    for error in reported["config"]["errors"]:
+        console.print(
+            f"[yellow]rejected[/yellow] {error['path']} = {error['value']!r}: {error['reason']}", highlight=False
+        )
+    answer = await local.ask("sphere packing")
+    if (answer["count"], answer["metadata"]["mode"]) != (2, "keyword"):
+        raise DemoError("a rejected document has changed something")
+    console.print("[dim]the settings before it are still in effect[/dim]")
+
+
+async def ask_over_the_cloud(cloud: LocalCloud) -> None:
+    step("Ask over the cloud: mutual TLS, a certificate and a policy of the application's own")
+    app = AWSIoTMQTTClient(load_config(cloud.config(cloud.APP), environment={}), link="cloud")
+    await app.connect(timeout_s=30)
+    try:
+        answer = await app.ask("dark matter in galaxy clusters", {"max_results": 2})
+    finally:
+        await app.disconnect()
+    show_results(answer)
+    if answer["metadata"]["processed_by"] != cloud.DEVICE:
+        raise DemoError("the agent did not answer over the cloud")
+
+
 async def demo(folder: Path, *, keep: bool) -> None:
-    with Mosquitto(folder / "broker") as broker:
+    with Mosquitto(folder / "broker") as broker, closing(LocalCloud(folder)) as cloud:
         environment = {
             **os.environ,
             "ARXPLORER__LOCAL_BROKER__PORT": str(broker.port),
             "ARXPLORER__LOGGING__LEVEL": "warning",
         }
-        config = load_config(environment=environment, data_dir=folder / "data")
+        step("A cloud of its own: a stand-in for AWS IoT Core")
+        console.print(f"[dim]mutual TLS on localhost:{cloud.port}, things {cloud.DEVICE} and {cloud.APP}[/dim]")
+        config = load_config(cloud.config(cloud.DEVICE), environment=environment, data_dir=folder / "data")
         step(f"A broker of its own: mosquitto on 127.0.0.1:{broker.port}")
         step("Import the sample corpus: well-known papers, with their vectors")
         run(["--data-dir", str(folder / "data"), "corpus", "import", "--sample"], environment)
-        step("Start the agent")
+        step("Start the agent: it serves the local broker and the cloud")
         client = AWSIoTMQTTClient(config)
         await client.connect()
-        agent = start_agent(folder, environment)
+        agent = start_agent(folder, cloud, environment)
         try:
             status = await wait_online(client, config)
             details = status["details"]
@@ -102,8 +192,10 @@ async def demo(folder: Path, *, keep: bool) -> None:
                 f"[dim]{status['client_id']} is online: {json.dumps(details['corpus'])}, model {details['model']}[/dim]"
             )  # type: ignore[index]
             await ask_all(client)
+            await ask_over_the_cloud(cloud)
+            await configure(cloud, client)
             if keep:
-                leave_running(broker, folder)
+                leave_running(broker, cloud, folder)
             step("Stop the agent")
             started = time.monotonic()
             agent.send_signal(signal.SIGTERM)
@@ -117,13 +209,15 @@ async def demo(folder: Path, *, keep: bool) -> None:
     console.print("\n[bold green]Every step held.[/bold green]  Next: README.md, or scripts/demo --keep to try it.")
 
 
-def leave_running(broker: Mosquitto, folder: Path) -> None:
+def leave_running(broker: Mosquitto, cloud: LocalCloud, folder: Path) -> None:
     command = Path(COMMAND).relative_to(Path.cwd()) if Path(COMMAND).is_relative_to(Path.cwd()) else COMMAND
     console.print(
-        f"\n[bold]Broker and agent are running.[/bold] In another terminal, for example:\n\n"
+        f"\n[bold]Broker, cloud and agent are running.[/bold] In another terminal, for example:\n\n"
         f"  export ARXPLORER__LOCAL_BROKER__PORT={broker.port}\n"
-        f"  {command} ask 'what holds a neural network together' --category 'cs.*'\n\n"
-        f"Their files are in {folder}. Press Ctrl-C to end both.",
+        f"  {command} ask 'what holds a neural network together' --category 'cs.*'\n"
+        f"  {command} local-cloud shadow get {cloud.DEVICE} --name config --dir {cloud.folder}\n"
+        f"  {command} local-cloud fault cut --dir {cloud.folder}\n\n"
+        f"Their files are in {folder}. Press Ctrl-C to end all of it.",
         highlight=False,
         soft_wrap=True,
     )
