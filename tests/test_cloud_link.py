@@ -24,7 +24,7 @@ from agent.config import Certificates, Config, load_config
 from agent.errors import BrokerError, ConfigError
 from agent.local_cloud.mosquitto import Mosquitto, free_port
 from agent.mqtt.connection import Connection
-from agent.mqtt.packets import Outgoing
+from agent.mqtt.packets import Broker, Outgoing
 from agent.mqtt.reasons import ADVICE, advice
 from agent.protocol.limits import IOT_CORE
 
@@ -482,3 +482,20 @@ def test_explanations_name_our_own_fault_first(identity: Certificates) -> None:
     assert "ca_cert" in good("AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE: no")
     Path(identity.private_key).chmod(0o644)
     assert "mode 644" in good("AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE: no")
+
+
+async def test_the_wait_between_attempts_begins_as_short_as_it_is_told_to() -> None:
+    """Awscrt 0.36.1 has an option that overwrites it (agent/mqtt/options.py): these attempts would take a minute."""
+    attempts: list[float] = []
+
+    async def hang_up_at_once(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        attempts.append(time.monotonic())
+        writer.close()
+
+    server = await asyncio.start_server(hang_up_at_once, "127.0.0.1", 0)
+    connection = Connection(Broker("127.0.0.1", server.sockets[0].getsockname()[1], "t", reconnect_ms=(10, 60_000)))
+    connection.start()
+    async with asyncio.timeout(20):
+        await until(lambda: len(attempts) >= 7)
+    await connection.stop()
+    server.close()
