@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 import trustme
-from conftest import AgentProcess, Client, wait_until
+from conftest import AgentProcess, Client, run_command, wait_until
 from local_cloud import LocalCloud
 
 from agent.cloud.identity import check_identity
@@ -268,6 +269,23 @@ def test_a_key_that_others_may_read_keeps_the_cloud_away_and_local_answers_comin
     client.subscribe(f"{STATUS}/device")
     said = status(client, lambda one: one["status"] == "degraded")
     assert "private_key" in said["details"]["problems"][0]
+
+
+def test_a_configuration_is_valid_only_with_certificates_that_can_be_used(cloud: LocalCloud, tmp_path: Path) -> None:
+    def validated() -> subprocess.CompletedProcess[bytes]:
+        return run_command("--config", str(cloud.config("device")), "config", "validate", data_dir=tmp_path / "data")
+
+    assert validated().returncode == 0
+    Path(cloud.files("device")["key"]).chmod(0o644)
+    refused = validated()
+    assert (refused.returncode, b"aws_iot.certificates.private_key" in refused.stderr) == (1, True)
+
+
+def test_an_application_asks_over_the_cloud_from_the_command_line(device, cloud: LocalCloud, tmp_path: Path) -> None:
+    asked = run_command(
+        "--config", str(cloud.config("app")), "ask", QUESTION["query"], "--json", data_dir=tmp_path / "data"
+    )
+    assert first(json.loads(asked.stdout)) == ANSWER
 
 
 # -- limits and reasons -------------------------------------------------------------------------------------------

@@ -25,9 +25,17 @@ def show(state: State, as_json: bool) -> None:
 @config.command()
 @pass_state
 def validate(state: State) -> None:
-    """Check the configuration file; exit 1 with the key's name when something is wrong."""
+    """Check the configuration file, and the certificates that it names; exit 1 with the key's name if one is wrong."""
     from agent.config import find_config_file
 
     found = find_config_file(state.config_file)
-    _ = state.config
+    aws_iot = state.config.aws_iot
+    if aws_iot.enabled:
+        import datetime as dt
+
+        from agent.cloud.identity import check_identity
+        from agent.cloud.link import cloud_brokers
+
+        cloud_brokers(aws_iot, state.config.thing_name)
+        check_identity(aws_iot.certificates, dt.datetime.now(dt.UTC))
     click.echo(f"{found or 'built-in values'}: valid")

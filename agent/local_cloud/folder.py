@@ -55,7 +55,7 @@ class CloudFolder:
             topics = AgentTopics.of(aws_iot.topics, THING_VARIABLE)
             document = client_policy(topics) if client else agent_policy(topics, aws_iot.share_group)
             policy.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
-        self._write_config(thing / "config.yaml", name, port)
+        self._write_config(thing / "config.yaml", name, port, client=client)
 
     def things(self) -> list[str]:
         return sorted(file.parent.name for file in self.path.glob("things/*/certificate.pem"))
@@ -80,8 +80,11 @@ class CloudFolder:
     def _policy_file(self, thing: str) -> Path:
         return self.path / "policies" / f"{thing}.json"
 
-    def _write_config(self, file: Path, thing: str, port: int) -> None:
-        """A ready configuration. One that is there keeps what was added to it; only the link is set right."""
+    def _write_config(self, file: Path, thing: str, port: int, *, client: bool) -> None:
+        """A ready configuration. One that is there keeps what was added to it; only the link is set right.
+
+        An application's has no local broker, so that it asks over the cloud.
+        """
         document: Any = yaml.safe_load(file.read_text("utf-8")) if file.is_file() else None
         document = document if isinstance(document, dict) else {}
         link = {
@@ -96,6 +99,8 @@ class CloudFolder:
             },
         }
         wanted = document | {"aws_iot": (document.get("aws_iot") or {}) | link}
+        if client:
+            wanted.setdefault("local_broker", {"enabled": False})
         if wanted != document:
             head = f"# The configuration of {thing}, with the local cloud as its AWS IoT Core.\n"
             file.write_text(head + yaml.safe_dump(wanted, sort_keys=False), "utf-8")
