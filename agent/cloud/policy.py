@@ -1,18 +1,25 @@
 """The least that an agent, or an application that asks agents, must be allowed to do: policy documents. Pure."""
 
+import json
 from typing import Any, Final
 
+from agent.errors import AgentError
+from agent.protocol.limits import IOT_CORE
 from agent.protocol.topics import AgentTopics
 
 REGION: Final = "us-east-1"
 ACCOUNT: Final = "123456789012"
+"""No account: the number that AWS's own documents use as an example."""
+PARTITION: Final = "aws"
 THING_NAME: Final = "iot:Connection.Thing.ThingName"
 IS_ATTACHED: Final = "iot:Connection.Thing.IsAttached"
 CONNECT_ATTRIBUTES: Final = "iot:ConnectAttributes"
 THING_VARIABLE: Final = f"${{{THING_NAME}}}"
 
 
-def agent_policy(topics: AgentTopics, share_group: str) -> dict[str, Any]:
+def agent_policy(
+    topics: AgentTopics, share_group: str, *, region: str = REGION, account: str = ACCOUNT, partition: str = PARTITION
+) -> dict[str, Any]:
     """What an agent does: take requests and updates, answer, report its status, keep its own shadows.
 
     `topics` are filled in with `THING_VARIABLE` as the thing's name, so that one document serves every agent. AWS takes
@@ -22,21 +29,26 @@ def agent_policy(topics: AgentTopics, share_group: str) -> dict[str, Any]:
     answered = [topics.results.replace("{client_id}", "*"), topics.embeddings_response, f"{topics.response_prefix}*"]
     shadows = f"$aws/things/{THING_VARIABLE}/shadow/*"
     return _document(
+        f"arn:{partition}:iot:{region}:{account}:",
         _connect("PersistentConnect", "LastWill"),
+        _allow("iot:Publish", "topic", [*answered, topics.status]),
         # On the topic of its own requests it probes whether messages still arrive.
-        _allow("iot:Publish", "topic", [*answered, topics.status, own, shadows]),
+        _allow(["iot:Publish", "iot:Receive"], "topic", [own, shadows]),
         _allow(["iot:Publish", "iot:RetainPublish"], "topic", [topics.own_status]),
         _allow("iot:Subscribe", "topicfilter", [own, *wanted, f"$share/{share_group}/*", shadows]),
-        _allow("iot:Receive", "topic", [topics.shared_requests, own, *wanted, shadows]),
+        _allow("iot:Receive", "topic", [topics.shared_requests, *wanted]),
     )
 
 
-def client_policy(topics: AgentTopics) -> dict[str, Any]:
+def client_policy(
+    topics: AgentTopics, *, region: str = REGION, account: str = ACCOUNT, partition: str = PARTITION
+) -> dict[str, Any]:
     """What an application does: ask, send texts and papers, read its answers and the agents' status."""
     answers = [f"{topics.response_prefix}{THING_VARIABLE}", f"{topics.response_prefix}{THING_VARIABLE}/*"]
     read = [topics.results.replace("{client_id}", THING_VARIABLE), topics.embeddings_response, *answers]
     status = [topics.status, f"{topics.status}/*"]
     return _document(
+        f"arn:{partition}:iot:{region}:{account}:",
         _connect("PersistentConnect"),
         _allow(
             "iot:Publish",
@@ -58,9 +70,29 @@ def _connect(*attributes: str) -> dict[str, Any]:
 
 
 def _allow(action: str | list[str], kind: str, names: list[str]) -> dict[str, Any]:
-    resources = [f"arn:aws:iot:{REGION}:{ACCOUNT}:{kind}/{name}" for name in names]
-    return {"Effect": "Allow", "Action": action, "Resource": resources}
+    return {"Effect": "Allow", "Action": action, "Resource": [f"{kind}/{name}" for name in names]}
 
 
-def _document(*statements: dict[str, Any]) -> dict[str, Any]:
+def _document(prefix: str, *statements: dict[str, Any]) -> dict[str, Any]:
+    """Make resources ARNs by the prefix: the partition, region and account that they are in."""
+    for statement in statements:
+        statement["Resource"] = [prefix + name for name in statement["Resource"]]
     return {"Version": "2012-10-17", "Statement": list(statements)}
+
+
+def policy_text(document: dict[str, Any]) -> str:
+    """Write a policy as AWS takes it. Raises AgentError for one that is too long."""
+    text = json.dumps(document, separators=(",", ":"))
+    size = len("".join(text.split()))
+    if size > IOT_CORE.policy_characters:
+        raise AgentError(
+            f"the policy has {size} characters, AWS takes {IOT_CORE.policy_characters}",
+            hint="shorten the topics of aws_iot.topics in config.yaml",
+        )
+    return text
+
+
+def partition_of(region: str) -> str:
+    """The part of AWS that a region is in, as ARNs name it, without asking AWS's own tables."""
+    known = {"cn-": "aws-cn", "us-gov-": "aws-us-gov"}
+    return next((partition for prefix, partition in known.items() if region.startswith(prefix)), PARTITION)
