@@ -47,7 +47,9 @@ ONLY_IMPORTERS = {
         "logs.py",
     },
     "awsiot": {"cloud/shadow_client.py"},
-    "cryptography": {"cloud/identity.py"},
+    "boto3": {"cloud/account.py"},
+    "botocore": {"cloud/account.py"},
+    "cryptography": {"cloud/identity.py", "cloud/keys.py"},
     "onnxruntime": {"search/embedder.py", "search/native.py"},
     "tokenizers": {"search/embedder.py"},
     "usearch": {"search/native.py"},
@@ -126,11 +128,18 @@ def test_no_module_is_two_rooms_in_one(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["corpus", "import", "--help"], ["run", "--help"], ["local-cloud", "--help"], ["--version"]],
+    [
+        ["--help"],
+        ["corpus", "import", "--help"],
+        ["run", "--help"],
+        ["local-cloud", "--help"],
+        ["--version"],
+        ["cloud", "setup", "--help"],
+    ],
 )
 def test_help_loads_no_heavy_library(arguments: list[str]) -> None:
     heavy = {"numpy", "onnxruntime", "tokenizers", "usearch", "tantivy", "awscrt", "sqlite_utils", "rich", "zstandard"}
-    heavy |= {"mqtt5", "trustme", "cryptography"}
+    heavy |= {"mqtt5", "trustme", "cryptography", "boto3", "botocore"}
     code = (
         f"import sys; sys.argv = ['arxplorer-agent', *{arguments!r}]\n"
         "from agent.__main__ import main\n"

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from agent import __version__
+from agent.cli.cloud import cloud
 from agent.cli.context import State
 from agent.cli.corpus import corpus
 from agent.cli.local_cloud import local_cloud
@@ -29,5 +30,5 @@ def cli(context: click.Context, config_file: Path | None, data_dir: Path | None)
     context.obj = State(config_file, data_dir)
 
 
-for command in (run, search, ask, corpus, model, embed, evaluate, config, local_cloud):
+for command in (run, search, ask, corpus, model, embed, evaluate, config, cloud, local_cloud):
     cli.add_command(command)
