@@ -19,10 +19,10 @@ from conftest import COMMAND, ROOT
 from local_cloud import LocalCloud
 from moto import mock_aws
 
-from agent.cloud import account as account_module
-from agent.cloud.keys import DeviceCertificate, fingerprints, key_to_pem, new_key, read_key
 from agent.cloud.policy import THING_VARIABLE, agent_policy
-from agent.cloud.provisioning import AMAZON_ROOT_CA, policy_name
+from agent.cloud.setup import account as account_module
+from agent.cloud.setup.keys import DeviceCertificate, fingerprints, key_to_pem, new_key, read_key
+from agent.cloud.setup.provisioning import AMAZON_ROOT_CA, policy_name
 from agent.config import load_config
 from agent.errors import AgentError
 from agent.protocol.topics import AgentTopics
@@ -494,7 +494,7 @@ def test_the_policy_of_a_thing_has_a_name_that_aws_takes() -> None:
 
 
 def test_every_call_is_among_the_permissions_that_the_page_lists() -> None:
-    code = (ROOT / "agent" / "cloud" / "provisioning.py").read_text("utf-8")
+    code = (ROOT / "agent" / "cloud" / "setup" / "provisioning.py").read_text("utf-8")
     names = {"".join(map(str.capitalize, name.split("_"))) for name in re.findall(r'"iot\.(\w+)"', code)}
     listed = set(re.findall(r'"iot:(\w+)"', (ROOT / "docs" / "aws.md").read_text("utf-8").partition("IAM")[2]))
     assert names == listed

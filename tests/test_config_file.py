@@ -6,7 +6,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cloud.config_file import edited
+from agent.cloud.setup.config_file import edited
 from agent.errors import AgentError
 
 LINK = {"aws_iot": {"enabled": True, "endpoint": "e", "certificates": {"ca_cert": "/c"}}}

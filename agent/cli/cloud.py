@@ -9,10 +9,10 @@ import click
 from agent.cli.context import State, as_json, pass_state, print_json
 
 if TYPE_CHECKING:
-    from agent.cloud.calls import Calls
-    from agent.cloud.device import Device
-    from agent.cloud.device_files import DeviceFiles
-    from agent.cloud.provisioning import Outcome
+    from agent.cloud.setup.calls import Calls
+    from agent.cloud.setup.device import Device
+    from agent.cloud.setup.device_files import DeviceFiles
+    from agent.cloud.setup.provisioning import Outcome
 
 TEST_TIMEOUT_S: Final = 45.0
 _THING_NAME: Final = re.compile(r"[a-zA-Z0-9:_-]{1,128}")
@@ -63,11 +63,11 @@ def setup(
     """
     if renew and no_test:
         raise click.UsageError("--renew needs the test: the old certificate is retired only once the new one connects")
-    from agent.cloud.calls import Plan
-    from agent.cloud.check import check_link
-    from agent.cloud.device import Device
-    from agent.cloud.device_files import Disk, NoDisk
-    from agent.cloud.provisioning import SetUp
+    from agent.cloud.setup.calls import Plan
+    from agent.cloud.setup.check import check_link
+    from agent.cloud.setup.device import Device
+    from agent.cloud.setup.device_files import Disk, NoDisk
+    from agent.cloud.setup.provisioning import SetUp
     from agent.config import load_config
 
     device = Device(state.config_file, data_dir=state.data_dir, thing_name=thing_name, certs_dir=certs_dir)
@@ -105,7 +105,7 @@ def setup(
 
 def _account(region: str | None) -> "Calls":
     try:
-        from agent.cloud.account import Account
+        from agent.cloud.setup.account import Account
     except ModuleNotFoundError as error:
         from agent.errors import AgentError
 

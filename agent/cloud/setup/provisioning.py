@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from agent.cloud.calls import Calls
-from agent.cloud.device_files import DeviceFiles, Disk
-from agent.cloud.keys import DeviceCertificate, PrivateKey, fingerprints, signing_request
 from agent.cloud.policy import THING_VARIABLE, agent_policy, policy_text
+from agent.cloud.setup.calls import Calls
+from agent.cloud.setup.device_files import DeviceFiles, Disk
+from agent.cloud.setup.keys import DeviceCertificate, PrivateKey, fingerprints, signing_request
 from agent.config import AwsIot
 from agent.errors import AgentError
 from agent.protocol.topics import AgentTopics

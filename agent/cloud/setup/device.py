@@ -5,8 +5,8 @@ from typing import Any, Final
 
 import msgspec
 
-from agent.cloud.config_file import edited
-from agent.cloud.device_files import DeviceFiles, Disk
+from agent.cloud.setup.config_file import edited
+from agent.cloud.setup.device_files import DeviceFiles, Disk
 from agent.config import find_config_file, load_config
 from agent.errors import AgentError
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from agent.cloud.keys import PrivateKey, key_to_pem, new_key, read_key
+from agent.cloud.setup.keys import PrivateKey, key_to_pem, new_key, read_key
 from agent.config import Certificates
 from agent.errors import AgentError
 from agent.paths import sync_folder

@@ -6,9 +6,9 @@ from typing import Final
 
 import msgspec
 
-from agent.cloud.device_files import DeviceFiles
 from agent.cloud.identity import check_identity
 from agent.cloud.link import ALPN_PORT, cloud_brokers, explainer
+from agent.cloud.setup.device_files import DeviceFiles
 from agent.config import Certificates, Config
 from agent.errors import AgentError, BrokerError
 from agent.mqtt.probe import try_connection
