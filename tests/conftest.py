@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import paho.mqtt.client as paho
 import pytest
@@ -22,10 +22,13 @@ from paho.mqtt.properties import Properties
 from agent.config import Config, load_config
 from agent.corpus.importer import import_papers, read_vectors
 from agent.corpus.sample import SAMPLE_PAPERS, SAMPLE_VECTORS
-from agent.local_cloud.mosquitto import Mosquitto
+from agent.local_cloud.mosquitto import Mosquitto, free_port
 from agent.search import SearchAPI
 from agent.search.api import load_embedder
 from agent.search.embedder import Embedder
+
+if TYPE_CHECKING:
+    from local_cloud import LocalCloud
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -245,3 +248,30 @@ def start_agent() -> Iterator[Callable[..., AgentProcess]]:
 @pytest.fixture
 def agent(start_agent: Callable[..., AgentProcess], sample_data_dir: Path, broker: Mosquitto) -> AgentProcess:
     return start_agent(sample_data_dir, broker.port)
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Iterator["LocalCloud"]:
+    """A local cloud with a device, which has the agent's own policy, and an application."""
+    from local_cloud import LocalCloud  # which builds on this module
+
+    tmp_path.chmod(0o755)  # mosquitto gives up root
+    running = LocalCloud(tmp_path).start("--thing", "device", "--client", "app")
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def app(cloud: "LocalCloud") -> Iterator[Client]:
+    client = cloud.client()
+    client.subscribe("arxplorer/status")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def device(start_agent: Callable[..., AgentProcess], sample_data_dir: Path, cloud: "LocalCloud") -> AgentProcess:
+    """The agent with the configuration that the local cloud made for it, and nothing else."""
+    from local_cloud import CLOUD_ONLY, QUICK
+
+    return start_agent(sample_data_dir, free_port(), config=cloud.config("device"), **CLOUD_ONLY, **QUICK)

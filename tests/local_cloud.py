@@ -1,5 +1,6 @@
 """A local cloud to test against, and a client that says exactly what a test wants, over mutual TLS."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import mqtt5
-from conftest import COMMAND, WAIT_S, Client, run_command
+from conftest import COMMAND, WAIT_S, Client, run_command, wait_until
 
+from agent.config import Config, load_config
 from agent.local_cloud.control import command
 from agent.local_cloud.folder import CloudFolder
 from agent.local_cloud.mosquitto import free_port
@@ -22,6 +24,12 @@ EVERYTHING = {
     "Statement": {"Effect": "Allow", "Action": "iot:*", "Resource": "*"},
 }
 QOS1 = mqtt5.QoS.AT_LEAST_ONCE
+
+QUESTION = {"query": "how tightly can equal spheres be packed"}
+ANSWER = "1603.04246"
+STATUS = "arxplorer/status"
+CLOUD_ONLY = {"ARXPLORER__LOCAL_BROKER__ENABLED": "false"}
+QUICK = {"ARXPLORER__AWS_IOT__MAX_BACKOFF_S": "1"}
 
 
 class LocalCloud:
@@ -183,3 +191,59 @@ def took(action: Callable[[], Any]) -> float:
     started = time.monotonic()
     action()
     return time.monotonic() - started
+
+
+class Shadow:
+    """What an operator does with a thing's shadow, beside the agent."""
+
+    def __init__(self, cloud: LocalCloud, thing: str) -> None:
+        self.cloud, self.thing = cloud, thing
+
+    def _ask(self, operation: str, document: Any = "") -> dict[str, Any]:
+        text = document if isinstance(document, str) else json.dumps(document)
+        asked = {"operation": operation, "thing": self.thing, "name": "config", "document": text}
+        answer: dict[str, Any] = command(self.cloud.folder, do="shadow", **asked)["answer"]
+        return answer
+
+    def get(self) -> dict[str, Any]:
+        return self._ask("get")
+
+    def wish(self, **desired: Any) -> int:
+        """Returns the version that the document has then."""
+        version: int = self._ask("update", {"state": {"desired": desired}})["version"]
+        return version
+
+    def update(self, **state: Any) -> dict[str, Any]:
+        return self._ask("update", {"state": state})
+
+    def delete(self) -> None:
+        assert "code" not in self._ask("delete")
+
+    @property
+    def reported(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.get().get("state", {}).get("reported", {})
+        return found
+
+
+def in_process(cloud: LocalCloud, *more: str) -> Config:
+    """The device's configuration, for parts of the agent in the test's own process; `more` are further endpoints."""
+    environment = QUICK | {"ARXPLORER__AWS_IOT__ENDPOINTS": json.dumps(more)}
+    return load_config(cloud.config("device"), environment=environment)
+
+
+async def until(condition: Callable[[], Any]) -> Any:
+    return await asyncio.to_thread(wait_until, condition)
+
+
+def first(answer: dict[str, Any]) -> str:
+    return answer["results"][0]["arxiv_id"]
+
+
+def status(app: Client, wanted: Callable[[dict[str, Any]], Any] = bool) -> dict[str, Any]:
+    """The next status message that says what is wanted."""
+    while True:
+        message = app.next()
+        if message.topic.startswith(STATUS):
+            document = json.loads(message.payload)
+            if wanted(document):
+                return document

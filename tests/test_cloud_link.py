@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime as dt
-import json
 import os
 import re
 import signal
@@ -12,69 +11,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trustme
 from conftest import AgentProcess, Client, run_command, wait_until
-from local_cloud import LocalCloud
+from local_cloud import ANSWER, CLOUD_ONLY, QUESTION, QUICK, STATUS, LocalCloud, first, in_process, status, until
 
 from agent.cloud.identity import check_identity
 from agent.cloud.link import CloudLink, Patience, cloud_brokers, explainer
-from agent.config import Certificates, Config, load_config
+from agent.config import Certificates, load_config
 from agent.errors import BrokerError, ConfigError
 from agent.local_cloud.mosquitto import Mosquitto, free_port
 from agent.mqtt.connection import Connection
 from agent.mqtt.packets import Broker, Outgoing
 from agent.mqtt.reasons import ADVICE, advice
 from agent.protocol.limits import IOT_CORE
-
-QUESTION = {"query": "how tightly can equal spheres be packed"}
-ANSWER = "1603.04246"
-STATUS = "arxplorer/status"
-CLOUD_ONLY = {"ARXPLORER__LOCAL_BROKER__ENABLED": "false"}
-QUICK = {"ARXPLORER__AWS_IOT__MAX_BACKOFF_S": "1"}
-
-
-@pytest.fixture
-def cloud(tmp_path: Path) -> Iterator[LocalCloud]:
-    tmp_path.chmod(0o755)  # mosquitto gives up root
-    running = LocalCloud(tmp_path).start("--thing", "device", "--client", "app")
-    yield running
-    running.kill()
-
-
-@pytest.fixture
-def app(cloud: LocalCloud) -> Iterator[Client]:
-    client = cloud.client()
-    client.subscribe(STATUS)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def device(start_agent: Callable[..., AgentProcess], sample_data_dir: Path, cloud: LocalCloud) -> AgentProcess:
-    """The agent with the configuration that the local cloud made for it, and nothing else."""
-    return start_agent(sample_data_dir, free_port(), config=cloud.config("device"), **CLOUD_ONLY, **QUICK)
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    await asyncio.to_thread(wait_until, condition)
-
-
-def first(answer: dict) -> str:
-    return answer["results"][0]["arxiv_id"]
-
-
-def status(app: Client, wanted: Callable[[dict], bool] = bool) -> dict:
-    """The next status message that says what is wanted."""
-    while True:
-        message = app.next()
-        if message.topic.startswith(STATUS):
-            document = json.loads(message.payload)
-            if wanted(document):
-                return document
-
 
 # -- what it does there -------------------------------------------------------------------------------------------
 
@@ -150,11 +101,6 @@ def regions(cloud: LocalCloud, tmp_path: Path) -> Iterator[tuple[LocalCloud, Loc
     second.start("--thing", "device", "--client", "app")
     yield cloud, second
     second.kill()
-
-
-def in_process(cloud: LocalCloud, *more: str) -> Config:
-    environment = {"ARXPLORER__AWS_IOT__MAX_BACKOFF_S": "1", "ARXPLORER__AWS_IOT__ENDPOINTS": json.dumps(more)}
-    return load_config(cloud.config("device"), environment=environment)
 
 
 async def test_endpoints_are_tried_in_order_and_the_first_one_is_returned_to(regions) -> None:

@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 from conftest import ROOT, WAIT_S, wait_until
 from jsonschema import Draft202012Validator
-from local_cloud import LocalCloud
+from local_cloud import LocalCloud, Shadow
 
 from agent.cloud.shadow import ShadowSync
 from agent.cloud.targets import NO_PACKS, NO_SWITCH, reported_targets
 from agent.config import SearchConfig
 from agent.configuring import Configurator
-from agent.local_cloud.control import command
 from agent.mqtt.connection import Connection
 from agent.mqtt.packets import Broker, Tls
 from agent.protocol.limits import IOT_CORE
@@ -34,38 +33,6 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCloud]:
     running = LocalCloud(tmp_path_factory.mktemp("shadow")).start("--thing", "device")
     yield running
     running.kill()
-
-
-class Shadow:
-    """What an operator does with a thing's shadow, beside the agent."""
-
-    def __init__(self, cloud: LocalCloud, thing: str) -> None:
-        self.cloud, self.thing = cloud, thing
-
-    def _ask(self, operation: str, document: Any = "") -> dict[str, Any]:
-        text = document if isinstance(document, str) else json.dumps(document)
-        asked = {"operation": operation, "thing": self.thing, "name": "config", "document": text}
-        answer: dict[str, Any] = command(self.cloud.folder, do="shadow", **asked)["answer"]
-        return answer
-
-    def get(self) -> dict[str, Any]:
-        return self._ask("get")
-
-    def wish(self, **desired: Any) -> int:
-        """Returns the version that the document has then."""
-        version: int = self._ask("update", {"state": {"desired": desired}})["version"]
-        return version
-
-    def update(self, **state: Any) -> dict[str, Any]:
-        return self._ask("update", {"state": state})
-
-    def delete(self) -> None:
-        assert "code" not in self._ask("delete")
-
-    @property
-    def reported(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.get().get("state", {}).get("reported", {})
-        return found
 
 
 class Device:
