@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import ssl
@@ -78,6 +79,15 @@ class LocalCloud:
     def client(self, thing: str = "app") -> Client:
         """An application of another code base, which asks over the cloud link."""
         return Client(self.port, host="localhost", name=thing, tls=self.files(thing))
+
+    def insider(self) -> Client:
+        """An application behind the gateway, at the broker itself: no fault touches it, and no policy binds it."""
+        config = (self.folder / "broker" / "mosquitto.conf").read_text()
+        return Client(int(re.search(r"listener (\d+)", config)[1]))
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "local-cloud.log").read_text("utf-8", "replace")
 
     def files(self, thing: str) -> dict[str, str]:
         folder = self.folder / "things" / thing
