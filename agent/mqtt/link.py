@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 ALARM_S: Final = 120.0
 """An alarm is over when a link has stood so long."""
 STOP_TIMEOUT_S: Final = 1.5
+LONG_WAIT: Final = 2 / 3
+"""Of the longest wait between attempts: give or take a half, it is never exceeded."""
 
 
 class Link(ABC):
@@ -237,6 +239,10 @@ class Link(ABC):
         self._last_failure = reason
         for callback in self._on_change:
             callback()
+        least, most = self.broker.reconnect_ms
+        if least * 2 ** min(self.failed_attempts, 32) >= most:
+            # From here on the library waits for exactly `most`, in each of its modes of jitter (awscrt 0.36.1).
+            self._pause(most / 1e3 * LONG_WAIT)
 
     def _disconnected(self, exception: Exception | None, packet: Any) -> None:
         self.connected.clear()
