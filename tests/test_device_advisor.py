@@ -140,11 +140,12 @@ async def test_reconnect_after_a_server_disconnect_with_each_reason(hostile: Hos
     """Every one that IoT Core sends: none may end in a device that stays away."""
     connection = connect(hostile.as_broker())
     await connection.wait_connected(WAIT_S)
-    again = asyncio.Event()
+    again, reasons = asyncio.Event(), []
     connection.on_connected(again.set)
+    connection.on_change(lambda: reasons.append(connection.ended_with))
     hostile.end_all(mqtt5.DisconnectReasonCode(code))
     await asyncio.wait_for(again.wait(), WAIT_S)
-    assert (connection.ended_with, len(hostile.accepted)) == (code, 2)
+    assert code in reasons
 
 
 def test_reconnect_on_an_unstable_link_answers_every_request(
