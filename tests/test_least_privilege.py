@@ -100,8 +100,17 @@ def test_statement_1_without_publish_the_agent_says_that_it_is_not_authorized(wi
     problem(local, "not authorized")
 
 
-def test_statement_2_without_retaining_the_agent_says_that_it_is_not_authorized(without, cloud, local: Client) -> None:
+def test_statement_2_without_its_own_requests_and_shadows_it_says_that_it_is_not_authorized(
+    without, cloud, local: Client
+) -> None:
     agent = without(2)
+    wait_until(lambda: "lost: 0x87: not authorized" in log_of(agent))
+    assert re.search(f"0x87 NOT_AUTHORIZED: a message of .*('{REQUESTS}/device'|shadow)", cloud.log)
+    problem(local, "not authorized")
+
+
+def test_statement_3_without_retaining_the_agent_says_that_it_is_not_authorized(without, cloud, local: Client) -> None:
+    agent = without(3)
     wait_until(lambda: "lost: 0x87: not authorized" in log_of(agent))
     assert "last will not allowed: left out" in cloud.log
     assert re.search(
@@ -110,8 +119,8 @@ def test_statement_2_without_retaining_the_agent_says_that_it_is_not_authorized(
     problem(local, "not authorized")
 
 
-def test_statement_3_without_subscribe_the_agent_names_what_it_cannot_hear(without, cloud, local: Client) -> None:
-    agent = without(3)
+def test_statement_4_without_subscribe_the_agent_names_what_it_cannot_hear(without, cloud, local: Client) -> None:
+    agent = without(4)
     wait_until(lambda: "the broker refused the subscription to" in log_of(agent))
     refused = re.search("not subscribed: (.*)", cloud.log)[1]
     for topic in (
@@ -124,8 +133,22 @@ def test_statement_3_without_subscribe_the_agent_names_what_it_cannot_hear(witho
     problem(local, "refused the subscription to")
 
 
-def test_statement_4_without_receive_the_agent_notices_that_it_hears_nothing(without, cloud, local: Client) -> None:
-    agent = without(4)
+def test_statement_5_without_receive_requests_to_all_do_not_arrive(without, cloud, app: Client) -> None:
+    """Those to this agent alone do, and so do its probes: nobody but the service can tell that the others do not."""
+    agent = without(5)
+    wait_until(lambda: f"connected to localhost:{cloud.port}" in log_of(agent))
+    app.publish(REQUESTS, json.dumps(QUESTION).encode())
+    wait_until(lambda: f"receiving on '{REQUESTS}' is not allowed" in cloud.log)
+    assert first(app.ask(QUESTION, f"{REQUESTS}/device")) == ANSWER
+
+
+def test_without_receive_of_its_own_requests_the_agent_notices_that_it_hears_nothing(
+    cloud: LocalCloud, start_agent, sample_data_dir: Path, broker: Mosquitto, local: Client
+) -> None:
+    document = printed()
+    document["Statement"][2]["Action"] = "iot:Publish"
+    (cloud.folder / "policies" / "device.json").write_text(json.dumps(document))
+    agent = start_agent(sample_data_dir, broker.port, config=cloud.config("device"), **QUICK)
     wait_until(lambda: "hears nothing" in log_of(agent), PROBE_S)
     assert f"receiving on '{REQUESTS}/device' is not allowed" in cloud.log
     problem(local, "iot:Receive")
