@@ -218,9 +218,8 @@ class Connection(Link):
     def _forget_session(self) -> None:
         self._subscribed_filters.clear()
 
-    async def _resume(self) -> None:
+    async def _resume(self, session: int) -> None:
         """Subscribe to what the broker does not know, trying again for as long as this link stands."""
-        session = self._session
         while session == self._session and not self._stopping:
             refused = None
             try:

@@ -60,8 +60,8 @@ class Link(ABC):
         """A message has arrived. On the library's thread."""
 
     @abstractmethod
-    async def _resume(self) -> None:
-        """A link has come up: `_announce` it once it can be used."""
+    async def _resume(self, session: int) -> None:
+        """A link has come up, the one that `_session` counts so: `_announce` it once it can be used."""
 
     @abstractmethod
     def _forget_session(self) -> None:
@@ -98,6 +98,7 @@ class Link(ABC):
             publish=self._crt_publish,
             connected=lambda event: self._post(
                 self._connected_to,
+                self._session,
                 event.connack_packet.session_present,
                 event.negotiated_settings.maximum_packet_size_to_server,
             ),
@@ -209,12 +210,14 @@ class Link(ABC):
 
     # -- on the loop ------------------------------------------------------------------------------------------
 
-    def _connected_to(self, session_present: bool, largest_packet: int) -> None:
-        self._largest_packet = largest_packet
-        disable_nagle(self.broker.port)
+    def _connected_to(self, session: int, session_present: bool, largest_packet: int) -> None:
         if not session_present:
             self._forget_session()
-        task = asyncio.ensure_future(self._resume())
+        if session != self._session:
+            return  # it is gone again
+        self._largest_packet = largest_packet
+        disable_nagle(self.broker.port)
+        task = asyncio.ensure_future(self._resume(session))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
