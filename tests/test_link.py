@@ -29,3 +29,17 @@ async def test_a_link_that_came_and_went_while_the_loop_was_busy_counts_as_down(
         assert not connection.connected.is_set()
     finally:
         await connection.stop()
+
+
+async def test_a_stop_holds_though_the_link_is_being_made_anew(broker: Mosquitto) -> None:
+    connection = to(broker)
+    connection.start()
+    await connection.wait_connected(10)
+    changing = asyncio.create_task(connection.set_receive_maximum(7))
+    await asyncio.sleep(0)
+    await connection.stop()
+    await changing
+    await asyncio.sleep(1)
+    up = connection.connected.is_set()
+    await connection.stop()
+    assert not up

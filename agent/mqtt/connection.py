@@ -69,8 +69,8 @@ class Connection(Link):
         self._waking = False
         super().start()
 
-    async def stop(self) -> None:
-        await super().stop()
+    async def _end(self) -> None:
+        await super()._end()
         self._arrived.clear()
 
     # -- for its users ----------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ class Link(ABC):
         self._explain: Final = explain
         self._on_connected: list[Callable[[], None]] = []
         self._on_change: list[Callable[[], None]] = []
+        self._changing: Final = asyncio.Lock()  # held while the link is stopped or made anew
         self._stopped: Final = asyncio.Event()
         self._stopping = True
         self._pausing = False
@@ -122,6 +123,10 @@ class Link(ABC):
 
     async def stop(self) -> None:
         """Disconnect in order: the broker keeps the session and does not send the will."""
+        async with self._changing:
+            await self._end()
+
+    async def _end(self) -> None:
         if self._stopping:
             return
         self._stopping = True
@@ -147,16 +152,17 @@ class Link(ABC):
 
         Raises AwsCrtError, and leaves the link as it is, when a file of the TLS settings cannot be used any more.
         """
-        broker = self.broker._replace(receive_maximum=messages)
-        if broker == self.broker:
-            return
-        if self._stopping:
-            self.broker, self._client = broker, None
-            return
-        client = new_client(broker, self._callbacks())
-        await self.stop()
-        self.broker, self._client = broker, client
-        self.start()
+        async with self._changing:
+            broker = self.broker._replace(receive_maximum=messages)
+            if broker == self.broker:
+                return
+            if self._stopping:
+                self.broker, self._client = broker, None
+                return
+            client = new_client(broker, self._callbacks())
+            await self._end()
+            self.broker, self._client = broker, client
+            self.start()
 
     def raise_alarm(self, words: str) -> None:
         """Name a problem until a link has stood for a while without it."""
