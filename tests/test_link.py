@@ -2,10 +2,12 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from agent.local_cloud.mosquitto import Mosquitto
 from agent.mqtt.connection import Connection
-from agent.mqtt.packets import Broker
+from agent.mqtt.packets import Broker, Message, Outgoing
 
 
 def to(broker: Mosquitto) -> Connection:
@@ -18,7 +20,7 @@ async def test_a_link_that_came_and_went_while_the_loop_was_busy_counts_as_down(
     await connection.wait_connected(10)
     broker.stop()
     async with asyncio.timeout(10):
-        while connection.connected.is_set():
+        while connection.connected.is_set():  # noqa: ASYNC110  it has no event for that
             await asyncio.sleep(0.01)
     broker.start()
     time.sleep(3)  # noqa: ASYNC251  the loop is busy
@@ -43,3 +45,29 @@ async def test_a_stop_holds_though_the_link_is_being_made_anew(broker: Mosquitto
     up = connection.connected.is_set()
     await connection.stop()
     assert not up
+
+
+async def test_what_is_listened_to_while_the_link_resumes_is_subscribed_to(broker: Mosquitto, monkeypatch) -> None:
+    connection = to(broker)
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def put(message: Message) -> None:
+        heard.put_nowait(message.payload)
+        message.acknowledge()
+
+    await connection.listen(["first"], put)
+    subscribe = connection._subscribe  # noqa: SLF001  there is no other way into the middle of it
+
+    async def slow(packets: Sequence[Any]) -> None:
+        await subscribe(packets)
+        if not connection.connected.is_set():
+            await connection.listen(["second"], put)
+
+    monkeypatch.setattr(connection, "_subscribe", slow)
+    connection.start()
+    await connection.wait_connected(10)
+    await connection.send(Outgoing("second", b"hello"))
+    try:
+        assert await asyncio.wait_for(heard.get(), 2) == b"hello"
+    finally:
+        await connection.stop()

@@ -222,8 +222,8 @@ class Connection(Link):
         """Subscribe to what the broker does not know, trying again for as long as this link stands."""
         while session == self._session and not self._stopping:
             refused = None
+            missing = [name for name in self._handlers if name not in self._subscribed_filters]
             try:
-                missing = [name for name in self._handlers if name not in self._subscribed_filters]
                 await self._subscribe(subscribe_packets(missing, self.broker.qos, self.broker.limits))
             except BrokerError as error:
                 if not error.final:
@@ -234,6 +234,8 @@ class Connection(Link):
                 log.error("%s", refused)  # noqa: TRY400  as above
             if session != self._session:
                 return
+            if not self._handlers.keys() <= self._subscribed_filters.union(missing):
+                continue  # more is listened to since then
             self._refused = refused  # the rest works on
             if not self.connected.is_set():
                 self._announce()
