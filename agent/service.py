@@ -49,6 +49,8 @@ class MQTTSearchService:
         self._channels: list[Channel] = []
         self._cloud: CloudLink | None = None
         self._shadows: list[ShadowSync] = []
+        # Settings are put into effect, and kept on disk, by one thread that a stop need not wait for.
+        self._settling: Final = ThreadPoolExecutor(1, thread_name_prefix="settings")
         self._settings = Settings.of(self.config)
         self._configurator: Final = Configurator(
             self._settings,
@@ -97,7 +99,12 @@ class MQTTSearchService:
             return {"version": __version__, "corpus_version": self.api.engine.corpus_version}
 
         return ShadowSync(
-            connection, self.config.thing_name, apply=self._configurator.apply, targets=targets, facts=facts
+            connection,
+            self.config.thing_name,
+            apply=self._configurator.apply,
+            targets=targets,
+            facts=facts,
+            pool=self._settling,
         )
 
     def stop(self) -> None:
@@ -144,7 +151,10 @@ class MQTTSearchService:
         # Building an index of many vectors cannot be interrupted, and need not be waited for: papers.db is safe to
         # leave at any moment, and half a segment is never used.
         self._upkeep.shutdown(wait=False, cancel_futures=True)
-        if not self._job or await asyncio.to_thread(wait, [self._job], UPKEEP_TIMEOUT_S) == ({self._job}, set()):
+        # Nor can settings that are put into effect: what the disk has not taken yet is wished for again.
+        working = [self._settling.submit(lambda: None), *([self._job] if self._job else [])]
+        self._settling.shutdown(wait=False)
+        if not (await asyncio.to_thread(wait, working, UPKEEP_TIMEOUT_S)).not_done:
             self.api.close()
         log.info("stopped")
 

@@ -10,6 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from contextlib import suppress
 from typing import Any, Final
 
@@ -39,16 +40,25 @@ class ShadowSync:
     """Follows the shadow of one thing for as long as `run` runs."""
 
     def __init__(
-        self, connection: Connection, thing_name: str, *, apply: Apply, targets: Targets, facts: Facts
+        self,
+        connection: Connection,
+        thing_name: str,
+        *,
+        apply: Apply,
+        targets: Targets,
+        facts: Facts,
+        pool: Executor | None = None,
     ) -> None:
         """`apply` takes desired.settings and the version, `targets` desired.targets, whatever they are.
 
-        `facts` are for reported.agent, and should change rarely. All three are called in a worker thread.
+        `facts` are for reported.agent, and should change rarely. All three are called in a thread of `pool`, by
+        default of the loop's own, which is waited for when the loop ends.
         """
         self._connection: Final = connection
         self._apply: Final = apply
         self._targets: Final = targets
         self._facts: Final = facts
+        self._pool: Final = pool
         self._client: Final = ShadowClient(thing_name, self._heard, self._read_again)
         self._wake: Final = asyncio.Event()
         self._relinked: Final = asyncio.Event()
@@ -131,7 +141,7 @@ class ShadowSync:
 
     async def _settle(self, held: Snapshot) -> None:
         """Decide upon a document, and report what is not reported yet."""
-        report = await asyncio.to_thread(self._decide, held)
+        report = await asyncio.get_running_loop().run_in_executor(self._pool, self._decide, held)
         while True:
             document = fitting(report.documents(), held.desired, self._room)
             if document is None:
