@@ -2,9 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import pytest
+from local_cloud import LocalCloud
+
+from agent.cloud.link import CloudLink, Patience, cloud_brokers
+from agent.config import load_config
+from agent.errors import BrokerError
 from agent.local_cloud.mosquitto import Mosquitto
 from agent.mqtt.connection import Connection
 from agent.mqtt.packets import Broker, Message, Outgoing
@@ -71,3 +79,53 @@ async def test_what_is_listened_to_while_the_link_resumes_is_subscribed_to(broke
         assert await asyncio.wait_for(heard.get(), 2) == b"hello"
     finally:
         await connection.stop()
+
+
+# -- the probe of a cloud link ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Iterator[LocalCloud]:
+    tmp_path.chmod(0o755)  # mosquitto gives up root
+    running = LocalCloud(tmp_path).start("--thing", "device")
+    yield running
+    running.kill()
+
+
+@asynccontextmanager
+async def probed(cloud: LocalCloud, **patience: float) -> AsyncIterator[Connection]:
+    """A connection, listening to its own requests, that a cloud link keeps up."""
+    environment = {"ARXPLORER__AWS_IOT__MAX_BACKOFF_S": "1"}
+    aws_iot = load_config(cloud.config("device"), environment=environment).aws_iot
+    connection = Connection(cloud_brokers(aws_iot, "device")[0])
+    await connection.listen([connection.broker.topics.own_requests], Message.acknowledge)
+    link = CloudLink(aws_iot, [connection], patience=Patience(**patience))
+    running = asyncio.create_task(link.run())
+    try:
+        yield connection
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await link.stop()
+
+
+async def test_a_denied_message_long_ago_does_not_end_the_probes(cloud: LocalCloud, caplog) -> None:
+    async with probed(cloud, echo_s=0.5) as connection:
+        await connection.wait_connected(20)
+        await asyncio.sleep(0.4)  # the first probe is over
+        cloud.fault("deaf")
+        with pytest.raises(BrokerError):
+            await connection.send(Outgoing("not/ours", b""))
+        assert connection.ended_with == 0x87
+        async with asyncio.timeout(20):
+            while caplog.text.count("hears nothing") < 2:  # noqa: ASYNC110  as above
+                await asyncio.sleep(0.01)
+    assert "no more probes" not in caplog.text
+
+
+async def test_a_link_that_stays_deaf_is_made_anew_less_and_less_often(cloud: LocalCloud, caplog) -> None:
+    cloud.fault("deaf")
+    async with probed(cloud, echo_s=0.1) as connection:
+        await connection.wait_connected(20)
+        await asyncio.sleep(4)
+    assert 2 <= caplog.text.count("hears nothing") <= 6

@@ -215,30 +215,35 @@ class CloudLink:
         came_up = asyncio.Event()
         connection.on_connected(came_up.set)
         topics = connection.broker.topics
+        deaf = 0  # times, one after the other
         while topics:
             await connection.connected.wait()
             came_up.clear()
-            if not await self._hears(connection, topics.own_requests) and connection.ended_with == NOT_AUTHORIZED:
-                log.error("no more probes: the policy does not allow publishing on %s", topics.own_requests)
-                return
+            try:
+                deaf = deaf + 1 if await self._is_deaf(connection, topics.own_requests, came_up) else 0
+            except BrokerError as error:
+                if connection.ended_with == NOT_AUTHORIZED:
+                    log.error("no more probes: the policy does not allow publishing on %s", topics.own_requests)  # noqa: TRY400
+                    return
+                log.info("probe not sent: %s", error.message)
+            if deaf > 1:  # a new link did not help, and each one costs requests under way: more and more seldom
+                await asyncio.sleep(min(self._patience.echo_s * 2 ** min(deaf, 16), self._aws_iot.probe_s))
             try:
                 async with asyncio.timeout(self._aws_iot.probe_s * random.uniform(0.9, 1.1)):  # noqa: S311
                     await came_up.wait()
             except TimeoutError:
                 continue
 
-    async def _hears(self, connection: Connection, topic: str) -> bool:
-        try:
-            if await connection.echoes(topic, self._patience.echo_s):
-                return True
-        except BrokerError as error:
-            log.info("probe not sent: %s", error.message)
+    async def _is_deaf(self, connection: Connection, topic: str, came_up: asyncio.Event) -> bool:
+        """Whether a link that stood all the time did not hear itself. Raises BrokerError when it cannot be tried."""
+        if await connection.echoes(topic, self._patience.echo_s):
             return False
-        if connection.connected.is_set():
-            log.error("%s: %s; connecting anew", connection.address, DEAF)
-            connection.raise_alarm(DEAF)
-            connection.renew()
-        return False
+        if came_up.is_set() or not connection.connected.is_set():
+            return False  # what was sent to it may have been lost with the link
+        log.error("%s: %s; connecting anew", connection.address, DEAF)
+        connection.raise_alarm(DEAF)
+        connection.renew()
+        return True
 
 
 def _now() -> dt.datetime:

@@ -37,7 +37,7 @@ class Link(ABC):
         self.broker = broker
         self.connected: Final = asyncio.Event()
         self.failed_attempts = 0  # since the link last stood
-        self.ended_with: int | None = None  # the reason code, if any, with which the broker last ended the link
+        self.ended_with: int | None = None  # the reason code, if any, with which the broker ended a link that is down
         self._explain: Final = explain
         self._on_connected: list[Callable[[], None]] = []
         self._on_change: list[Callable[[], None]] = []
@@ -221,6 +221,7 @@ class Link(ABC):
             self._forget_session()
         if session != self._session:
             return  # it is gone again
+        self.ended_with = None
         self._largest_packet = largest_packet
         disable_nagle(self.broker.port)
         task = asyncio.ensure_future(self._resume(session))
