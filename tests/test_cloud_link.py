@@ -445,8 +445,10 @@ def test_explanations_name_our_own_fault_first(identity: Certificates) -> None:
     good = explainer(type(aws_iot)(certificates=identity))
     assert good("AWS_IO_DNS_INVALID_NAME: unknown host") == "AWS_IO_DNS_INVALID_NAME: unknown host"
     assert "ca_cert" in good("AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE: no")
+    assert "does not take our certificate" in good("AWS_IO_SOCKET_CLOSED: socket is closed.")
     Path(identity.private_key).chmod(0o644)
     assert "mode 644" in good("AWS_IO_TLS_ERROR_NEGOTIATION_FAILURE: no")
+    assert "mode 644" in good("AWS_IO_SOCKET_CLOSED: socket is closed.")
 
 
 async def test_the_wait_between_attempts_begins_as_short_as_it_is_told_to() -> None:

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 ALPN_PORT: Final = 443
 FIRST_BACKOFF_S: Final = 1.0
+CLOSED: Final = "AWS_IO_SOCKET_CLOSED"
 NOT_AUTHORIZED: Final = 0x87
 DEAF: Final = "connected, but hears nothing: does the policy allow iot:Receive on its own request topic?"
 
@@ -84,12 +85,15 @@ def explainer(aws_iot: AwsIot) -> Callable[[str], str]:
     """For `Connection`: what keeps it from coming up, named where it is our certificates or our clock."""
 
     def explain(reason: str) -> str:
-        if "TLS" not in reason:
+        closed = CLOSED in reason  # with TLS 1.3 that is what is seen of a certificate that the server does not take
+        if "TLS" not in reason and not closed:
             return reason
         try:
             check_identity(aws_iot.certificates, _now())
         except ConfigError as error:
             return error.message
+        if closed:
+            return f"{reason} Perhaps the server does not take our certificate, which is in order."
         return (
             f"{reason} Our certificate is in order; either the server is not the one that "
             "aws_iot.certificates.ca_cert vouches for under this name, or it does not take our certificate."
