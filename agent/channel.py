@@ -61,7 +61,6 @@ class Channel:
         self._heartbeat_s = settings.health.heartbeat_s
         self.bridge.limit(settings.limits.requests_per_minute)
         self._changing = asyncio.ensure_future(self._allow(settings.limits.max_pending, self._changing))
-        self.report_soon()
 
     async def _allow(self, pending: int, earlier: asyncio.Task[None] | None) -> None:
         if earlier:
@@ -70,6 +69,7 @@ class Channel:
             await self.connection.set_receive_maximum(pending)
         except Exception:
             log.exception("limits.max_pending holds from the next start on")
+        self.report_soon()  # only now: a link that is made anew for it reports once it stands
 
     def report_soon(self) -> None:
         self._report_now.set()

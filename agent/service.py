@@ -82,7 +82,8 @@ class MQTTSearchService:
             cloud = [
                 Channel("cloud", broker, self.api, explain=explain) for broker in cloud_brokers(aws_iot, thing_name)
             ]
-            self._cloud = CloudLink(aws_iot, [channel.connection for channel in cloud])
+            bridges = {channel.connection: channel.bridge for channel in cloud}
+            self._cloud = CloudLink(aws_iot, list(bridges), idle=lambda connection: not bridges[connection].pending)
             self._channels += cloud
             self._shadows = [self._shadow(channel.connection) for channel in cloud]
 

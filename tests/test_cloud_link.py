@@ -235,6 +235,27 @@ def test_an_application_asks_over_the_cloud_from_the_command_line(device, cloud:
     assert first(json.loads(asked.stdout)) == ANSWER
 
 
+async def test_a_renewed_certificate_is_used_without_a_restart(cloud: LocalCloud) -> None:
+    files = {name: Path(file) for name, file in cloud.files("device").items()}
+    good = {name: files[name].read_bytes() for name in ("cert", "key")}
+    strange = trustme.CA().issue_cert(common_name="device")
+    files["cert"].write_bytes(strange.cert_chain_pems[0].bytes())
+    files["key"].write_bytes(strange.private_key_pem.bytes())
+    config = in_process(cloud)
+    connection = Connection(cloud_brokers(config.aws_iot, "device")[0])
+    link = CloudLink(config.aws_iot, [connection])
+    running = asyncio.create_task(link.run())
+    try:
+        await until(lambda: connection.failed_attempts)
+        for name, content in good.items():
+            files[name].write_bytes(content)
+        await asyncio.wait_for(connection.connected.wait(), 30)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await link.stop()
+
+
 # -- limits and reasons -------------------------------------------------------------------------------------------
 
 

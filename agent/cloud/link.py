@@ -5,7 +5,11 @@ import datetime as dt
 import logging
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Final, NamedTuple
+
+import msgspec
 
 from agent.cloud.identity import check_identity
 from agent.config import AwsIot
@@ -37,6 +41,8 @@ class Patience(NamedTuple):
     """Between looks at certificates, or a clock, that cannot be used."""
     echo_s: float = 20.0
     """For a probe's message to come back."""
+    drain_s: float = 1.5
+    """For what came by an endpoint that is left to be answered."""
 
 
 def cloud_brokers(aws_iot: AwsIot, thing_name: str) -> list[Broker]:
@@ -112,12 +118,16 @@ class CloudLink:
         *,
         patience: Patience = Patience(),  # noqa: B008  unchangeable
         now: Callable[[], dt.datetime] | None = None,
+        idle: Callable[[Connection], bool] = lambda _: True,
     ) -> None:
+        """`idle` says whether nothing that came by a connection is still to be answered."""
         self.connections: Final = tuple(connections)
         self._aws_iot: Final = aws_iot
         self._patience: Final = patience
         self._now: Final = now or _now
+        self._idle: Final = idle
         self._identity_problem: str | None = None
+        self._files: dict[Connection, object] = {}  # those with which a connection was last started
         self._changed: Final = asyncio.Event()
         for connection in self.connections:
             connection.on_change(self._changed.set)
@@ -147,7 +157,10 @@ class CloudLink:
         while True:
             only = len(self.connections) == 1
             await self._until_given_up(current, None if only or current is first else self._patience.return_s)
-            if current.failed_attempts:
+            if current.failed_attempts and self._files[current] != self._look():
+                await current.stop()
+                await self._start(current)
+            elif current.failed_attempts:
                 failed += 1
                 await current.stop()
                 if failed % len(self.connections) == 0:
@@ -156,22 +169,36 @@ class CloudLink:
                 current = self.connections[(self.connections.index(current) + 1) % len(self.connections)]
                 log.warning("trying the next endpoint, %s", current.address)
                 await self._start(current)
-                continue
-            failed = 0
-            if await self._comes_up(first):
-                log.warning("%s is back: returning to it", first.address)
-                await current.stop()
-                current = first
             else:
-                await first.stop()
+                failed = 0
+                current = await self._return(current, first)
+
+    async def _return(self, current: Connection, first: Connection) -> Connection:
+        """Go back to the first endpoint if it is there again; which one is in use from here on."""
+        if not await self._comes_up(first):
+            await first.stop()
+            return current
+        log.warning("%s is back: returning to it", first.address)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._patience.drain_s):
+                # What is unacknowledged at the end waits in a session that may not be asked for again.
+                while not self._idle(current):  # noqa: ASYNC110  the bridge counts on other threads
+                    await asyncio.sleep(0.01)
+        await current.stop()
+        return first
 
     async def _until_given_up(self, connection: Connection, at_most_s: float | None) -> None:
-        """Until so many attempts have failed in a row; or, if so long, until then and for as long as it is down."""
+        """Until so many attempts have failed in a row, or until one has and the certificates are new.
+
+        Or, if so long, until then and for as long as it is down.
+        """
         attempts = self._patience.attempts if len(self.connections) > 1 else float("inf")
         loop = asyncio.get_running_loop()
         deadline = None if at_most_s is None else loop.time() + at_most_s * random.uniform(0.9, 1.1)  # noqa: S311
         while connection.failed_attempts < attempts:
             self._changed.clear()
+            if connection.failed_attempts and self._files[connection] != self._look():
+                return  # other certificates than the library has in hand
             over = deadline is not None and loop.time() >= deadline
             if over and connection.connected.is_set():
                 return
@@ -196,7 +223,11 @@ class CloudLink:
         """Start a connection, once there are certificates and a clock to do it with."""
         while True:
             try:
+                files = self._look()
                 await asyncio.to_thread(check_identity, self._aws_iot.certificates, self._now())
+                if self._files.get(connection) != files:
+                    connection.forget_client()
+                self._files[connection] = files
                 connection.start()
             except Exception as error:  # noqa: BLE001  the library's own too: nothing here may stop the agent
                 self._report(error.message if isinstance(error, AgentError) else str(error))
@@ -205,12 +236,23 @@ class CloudLink:
                 self._report(None)
                 return
 
+    def _look(self) -> object:
+        """Changes whenever one of the files does."""
+        found: list[object] = []
+        for file in msgspec.structs.astuple(self._aws_iot.certificates):
+            with suppress(OSError):
+                seen = Path(file).stat()
+                found.append((seen.st_ino, seen.st_mtime_ns, seen.st_size))
+        return found
+
     def _report(self, problem: str | None) -> None:
         if problem and problem != self._identity_problem:
             log.error("no cloud link: %s", problem)
         elif self._identity_problem and not problem:
             log.info("certificates and clock are in order now")
-        self._identity_problem = problem
+        if problem != self._identity_problem:
+            self._identity_problem = problem
+            self.connections[0].tell_change()
 
     # -- hearing ----------------------------------------------------------------------------------------------
 

@@ -244,8 +244,8 @@ class Connection(Link):
             await asyncio.sleep(REFUSED_S)
 
     async def _subscribe(self, packets: Sequence[Any]) -> None:
-        """Raises BrokerError: final for what the broker refused; the others are subscribed to all the same."""
-        refused: list[str] = []
+        """Raises BrokerError, final where the broker refused for good; the others are subscribed to all the same."""
+        session, refused, final = self._session, [], True
         for packet in packets:
             filters = [subscription.topic_filter for subscription in packet.subscriptions]
             try:
@@ -254,13 +254,16 @@ class Connection(Link):
                 codes = dict(zip(filters, future.result().reason_codes, strict=True))
             except Exception as error:
                 raise BrokerError(f"subscribing to {', '.join(filters)} failed: {error}") from error
+            if session != self._session:
+                raise BrokerError(f"subscribing to {', '.join(filters)} failed: the link was lost")
             for name, code in codes.items():
                 if code >= mqtt5.SubackReasonCode.UNSPECIFIED_ERROR:
                     refused.append(f"{name} ({code.name})")
+                    final = final and code != mqtt5.SubackReasonCode.QUOTA_EXCEEDED
                 else:
                     self._subscribed_filters.add(name)
         if refused:
-            raise BrokerError(f"the broker refused the subscription to {', '.join(refused)}", final=True)
+            raise BrokerError(f"the broker refused the subscription to {', '.join(refused)}", final=final)
 
 
 async def _settled(future: Future[Any]) -> None:

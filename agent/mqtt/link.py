@@ -183,6 +183,14 @@ class Link(ABC):
         """Call back on the loop whenever the link came up or was lost, and when an attempt failed."""
         self._on_change.append(callback)
 
+    def tell_change(self) -> None:
+        for callback in self._on_change:
+            callback()
+
+    def forget_client(self) -> None:
+        """Read the files of the TLS settings anew at the next start. Only while the link is stopped."""
+        self._client = None
+
     # -- on the library's thread ------------------------------------------------------------------------------
 
     def _post(self, callback: Callable[..., Any], *arguments: Any) -> None:
@@ -236,8 +244,9 @@ class Link(ABC):
         if self._alarm:
             self._alarm_over = self._loop.call_later(ALARM_S, self._end_alarm)
         self.connected.set()
-        for callback in (*self._on_connected, *self._on_change):
+        for callback in self._on_connected:
             callback()
+        self.tell_change()
 
     def _failed(self, exception: Exception, connack: Any) -> None:
         if self._stopping or self._pausing:
@@ -247,8 +256,7 @@ class Link(ABC):
         if reason != self._last_failure:  # say it once, not at every attempt
             log.warning("cannot connect to %s: %s", self.address, reason)
         self._last_failure = reason
-        for callback in self._on_change:
-            callback()
+        self.tell_change()
         least, most = self.broker.reconnect_ms
         if least * 2 ** min(self.failed_attempts, 32) >= most:
             # From here on the library waits for exactly `most`, in each of its modes of jitter (awscrt 0.36.1).
@@ -262,8 +270,7 @@ class Link(ABC):
         if self._stopping or self._pausing:
             return
         log.warning("link to %s lost: %s", self.address, self._heeded(packet.reason_code) if packet else exception)
-        for callback in self._on_change:
-            callback()
+        self.tell_change()
 
     def _heeded(self, code: int) -> str:
         """What a reason code means, in words, after doing what follows from it."""
@@ -277,6 +284,7 @@ class Link(ABC):
 
     def _end_alarm(self) -> None:
         self._alarm = None
+        self.tell_change()
 
     def _pause(self, about_s: float) -> None:
         """End the link, or the attempts at one, and begin anew after that time, give or take a half."""
@@ -285,7 +293,7 @@ class Link(ABC):
             self._pause_s = about_s * random.uniform(0.5, 1.5)  # noqa: S311  devices should not come back all at once
             self.connected.clear()
             self._stopped.clear()
-            self._client.stop()
+            self._client.stop(mqtt5.DisconnectPacket())  # said in order, or the broker would publish the last will
 
     def _has_stopped(self) -> None:
         self._stopped.set()
