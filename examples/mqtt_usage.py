@@ -6,17 +6,20 @@ Needs a broker and an agent with papers:
     arxplorer-agent run
     python examples/mqtt_usage.py
 
-It talks to the local broker of config.yaml, or of the environment: ARXPLORER__LOCAL_BROKER__PORT=18830. With
---restart it waits in the last step until you have restarted that broker. It exits with 1 if a step fails.
+It talks to the local broker of config.yaml, or of the environment: ARXPLORER__LOCAL_BROKER__PORT=18830. --config names
+another file; with the one that the local cloud makes for an application, it talks to that cloud. With --restart it
+waits in the last step until you have restarted the broker. It exits with 1 if a step fails.
 """
 
 import argparse
 import asyncio
 import sys
 import uuid
+from pathlib import Path
 from typing import Any
 
 from agent.aws import AWSIoTMQTTClient
+from agent.config import find_config_file, load_config
 from agent.errors import AgentError, BrokerError
 
 
@@ -79,13 +82,13 @@ async def own_topics(client: AWSIoTMQTTClient) -> None:
 
     async def titles(_topic: str, message: dict[str, Any]) -> list[str]:
         answer = good(await client.ask(message["about"], {"max_results": 2}, fields=["title"]))
-        await client.publish("lab/asked", {"about": message["about"], "found": answer["count"]})
+        await client.publish("arxplorer/custom/asked", {"about": message["about"], "found": answer["count"]})
         return [hit["title"] for hit in answer["results"]]
 
-    await client.subscribe("lab/titles", titles)
-    await client.subscribe("lab/asked", lambda topic, message: print(f"   {topic}: {message}"))
-    found = await client.request("lab/titles", {"about": "neutrinos"})
-    print(f"   lab/titles: {found}")
+    await client.subscribe("arxplorer/custom/titles", titles)
+    await client.subscribe("arxplorer/custom/asked", lambda topic, message: print(f"   {topic}: {message}"))
+    found = await client.request("arxplorer/custom/titles", {"about": "neutrinos"})
+    print(f"   titles: {found}")
     check(found, "the handler found no titles")
 
 
@@ -151,8 +154,8 @@ async def recovery(client: AWSIoTMQTTClient, *, restart: bool) -> None:
     show(good(answer))
 
 
-async def main(*, restart: bool) -> None:
-    client = AWSIoTMQTTClient()  # or AWSIoTMQTTClient(load_config(Path("config.yaml")))
+async def main(*, config: Path | None, restart: bool) -> None:
+    client = AWSIoTMQTTClient(load_config(find_config_file(config)))
     print(f"1. connect to {client.broker.host}:{client.broker.port}")
     await client.connect()
     try:
@@ -176,7 +179,9 @@ async def main(*, restart: bool) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--restart", action="store_true", help="wait in the last step for the broker to be restarted")
+    parser.add_argument("--config", type=Path, help="configuration file; by default as for the agent")
+    given = parser.parse_args()
     try:
-        asyncio.run(main(restart=parser.parse_args().restart))
+        asyncio.run(main(config=given.config, restart=given.restart))
     except (AgentError, StepFailedError, TimeoutError) as error:
         sys.exit(f"failed: {error or 'nothing came in time'}")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from conftest import ROOT, AgentProcess
+from local_cloud import LocalCloud
 
 from agent.local_cloud.mosquitto import Mosquitto
 
@@ -34,6 +35,13 @@ def test_the_example_shows_every_step(agent: AgentProcess, tmp_path: Path) -> No
     assert "not yet: publishing on" in output
     assert "adap-org/9502004" in output
     assert "filters.max_results" in output
+
+
+def test_the_example_shows_every_step_over_the_cloud(device: AgentProcess, cloud: LocalCloud, tmp_path: Path) -> None:
+    output, errors = start(device.port, tmp_path, "--config", str(cloud.config("app"))).communicate(timeout=120)
+    assert errors == ""
+    assert steps(output) == [*STEPS, "done"], output
+    assert f"connect to localhost:{cloud.port}" in output
 
 
 def test_the_example_gets_its_answer_after_a_restart_of_the_broker(

@@ -14,6 +14,7 @@ PARTITION: Final = "aws"
 THING_NAME: Final = "iot:Connection.Thing.ThingName"
 IS_ATTACHED: Final = "iot:Connection.Thing.IsAttached"
 CONNECT_ATTRIBUTES: Final = "iot:ConnectAttributes"
+CUSTOM_TOPICS: Final = "arxplorer/custom/*"
 THING_VARIABLE: Final = f"${{{THING_NAME}}}"
 
 
@@ -43,10 +44,13 @@ def agent_policy(
 def client_policy(
     topics: AgentTopics, *, region: str = REGION, account: str = ACCOUNT, partition: str = PARTITION
 ) -> dict[str, Any]:
-    """What an application does: ask, send texts and papers, read its answers and the agents' status."""
-    answers = [f"{topics.response_prefix}{THING_VARIABLE}", f"{topics.response_prefix}{THING_VARIABLE}/*"]
-    read = [topics.results.replace("{client_id}", THING_VARIABLE), topics.embeddings_response, *answers]
-    status = [topics.status, f"{topics.status}/*"]
+    """What an application does: ask, send texts and papers, read its answers and the agents' status.
+
+    Topics of its own, for handlers and what they answer, lie under `CUSTOM_TOPICS`.
+    """
+    own = [f"{topics.response_prefix}{THING_VARIABLE}", f"{topics.response_prefix}{THING_VARIABLE}/*", CUSTOM_TOPICS]
+    read = [topics.results.replace("{client_id}", THING_VARIABLE), topics.embeddings_response]
+    read.append(f"{topics.status}*")  # that of one agent stands below; one resource, since AWS counts characters
     return _document(
         f"arn:{partition}:iot:{region}:{account}:",
         _connect("PersistentConnect"),
@@ -55,8 +59,9 @@ def client_policy(
             "topic",
             [topics.shared_requests, f"{topics.shared_requests}/*", topics.embeddings, topics.corpus_updates],
         ),
-        _allow("iot:Subscribe", "topicfilter", [*read, *status]),
-        _allow("iot:Receive", "topic", [*read, *status]),
+        _allow(["iot:Publish", "iot:Receive"], "topic", own),
+        _allow("iot:Subscribe", "topicfilter", [*read, *own]),
+        _allow("iot:Receive", "topic", read),
     )
 
 
