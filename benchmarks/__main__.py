@@ -25,7 +25,7 @@ from benchmarks.peers import environment
 from benchmarks.peers.registry import ENGINES
 
 PARTS = ("vectors", "path", "idle", "import", "import-vectors", "relevance")
-OTHER_PARTS = ("throughput", "memory", "filters", "keywords", "kills", "cloud", "peers", "glue", "picture")
+OTHER_PARTS = ("throughput", "memory", "filters", "keywords", "kills", "cloud", "arrival", "peers", "glue", "picture")
 
 
 @click.command()
@@ -74,6 +74,7 @@ def bench(
         "keywords": lambda: keywords.measure(size, questions),
         "kills": lambda: kills.measure(papers, 50),
         "cloud": lambda: cloud.measure(size, blocks, block),
+        "arrival": lambda: cloud.measure_arrival(size),
         "glue": lambda: glue.measure(size, blocks, block, starts),
         "picture": picture.draw,
         "peers": lambda: comparison.measure(size, engines, questions),

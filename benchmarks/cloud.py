@@ -29,6 +29,8 @@ BACKOFF_STEP_S: Final = 1.0
 """The longest first wait of a link that had stood for a while (agent/cloud/link.py)."""
 STABLE_S: Final = 31.0
 """More than the 30 s after which the library starts again with the shortest wait."""
+AWAY_S: Final = 8.0
+"""Of the local broker: long enough for the longest wait between attempts."""
 WAIT_S: Final = 90.0
 
 
@@ -113,6 +115,27 @@ async def _until(condition: Any) -> float:
 def measure(size: str, blocks: int, block: int) -> None:
     with _setting(corpus(size).data_dir) as setting:
         asyncio.run(_measure(setting, size, blocks, block))
+
+
+def measure_arrival(size: str, times: int = 8) -> None:
+    """Seconds from a local broker's arrival to the agent's subscriptions there; it had none for a while before."""
+    with _setting(corpus(size).data_dir) as setting:
+        found = asyncio.run(_arrivals(setting, times))
+    row = {"median_s": round(statistics.median(found), 2), "most_s": round(max(found), 2)}
+    publish(f"arrival-{size}", {"local broker": row}, arrivals=times)
+
+
+async def _arrivals(setting: Setting, times: int) -> list[float]:
+    here = f"connected to 127.0.0.1:{setting.broker.port}"
+    await _until(lambda: setting.said(here))
+    found = []
+    for _ in range(times):
+        await asyncio.to_thread(setting.broker.stop)
+        await asyncio.sleep(AWAY_S)
+        since = setting.size()
+        await asyncio.to_thread(setting.broker.start)
+        found.append(await _until(lambda since=since: setting.said(here, since)))
+    return found
 
 
 async def _measure(setting: Setting, size: str, blocks: int, block: int) -> None:
