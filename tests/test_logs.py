@@ -1,8 +1,12 @@
 """The log, and how much it says."""
 
+import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+from agent.logs import JournalFormatter, RepeatFilter, to_journal
 
 LEVELS = """
 import logging, sys, time
@@ -27,3 +31,35 @@ def test_the_level_may_change_at_any_time_and_debug_opens_the_librarys_own_log(t
         subprocess.run([sys.executable, "-c", LEVELS, str(file)], stderr=log, check=True, timeout=60)
     said = [line for line in file.read_text().split("\n") if "said at" in line]
     assert [line.rpartition(" ")[2] for line in said] == ["debug", "info", "debug"]
+
+
+def record(message: str, level: int = logging.WARNING) -> logging.LogRecord:
+    return logging.LogRecord("agent.mqtt", level, "file.py", 1, message, None, None)
+
+
+def test_a_journal_gets_priorities_and_no_time() -> None:
+    formatter = JournalFormatter()
+    said = [
+        formatter.format(record("x", level))
+        for level in (logging.CRITICAL, logging.WARNING, logging.INFO, logging.DEBUG)
+    ]
+    assert said == [f"<{priority}>agent.mqtt: x" for priority in (3, 4, 6, 7)]
+    assert formatter.format(record("two\nlines")) == "<4>agent.mqtt: two\n<4>lines"
+
+
+def test_a_journal_is_told_by_the_file_that_the_log_goes_to(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as log:
+        status = os.fstat(log.fileno())
+        assert to_journal(log.fileno(), {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"})
+        assert not to_journal(log.fileno(), {"JOURNAL_STREAM": f"{status.st_dev}:1"})
+        assert not to_journal(log.fileno(), {})
+
+
+def test_the_same_warning_is_logged_once_a_minute() -> None:
+    now = [0.0]
+    passes = RepeatFilter(lambda: now[0])
+    assert [passes.filter(record("disk full")) for _ in range(3)] == [True, False, False]
+    assert passes.filter(record("another"))
+    assert [passes.filter(record("news", logging.INFO)) for _ in range(2)] == [True, True]
+    now[0] = 60.0
+    assert [passes.filter(record("disk full")) for _ in range(2)] == [True, False]

@@ -10,6 +10,7 @@ from agent.cli.context import State, pass_state
 def run(state: State) -> None:
     """Run the agent: answer requests from the local broker until SIGTERM."""
     import asyncio
+    import faulthandler
     import logging
     import os
     import sys
@@ -17,6 +18,7 @@ def run(state: State) -> None:
     from agent.logs import set_up_logging
     from agent.service import MQTTSearchService
 
+    faulthandler.enable()  # a crash in native code, or systemd's watchdog, leaves every thread's place in the log
     set_up_logging(state.config.logging.level)
     asyncio.run(MQTTSearchService(state.config).run_forever())
     # Everything is stopped in order. Python would still wait for a thread in the middle of building an index.
