@@ -7,6 +7,7 @@ from typing import Final
 
 APP: Final = "arxplorer-agent"
 SYSTEM_DATA_DIR: Final = Path("/var/lib") / APP
+SYSTEM_RUNTIME_DIR: Final = Path("/run") / APP
 SYSTEM_CONFIG: Final = Path("/etc") / APP / "config.yaml"
 
 

@@ -15,6 +15,8 @@ from agent.config import Config, find_config_file, load_config
 from agent.configuring import Configurator
 from agent.corpus.embedding import embed_missing
 from agent.device import host
+from agent.device.heartbeat import HeartbeatFile
+from agent.device.liveness import Liveness
 from agent.domain import SearchRequest
 from agent.errors import AgentError, ConfigError
 from agent.logs import set_level
@@ -66,6 +68,12 @@ class MQTTSearchService:
         self._upkeep: Final = ThreadPoolExecutor(1, thread_name_prefix="upkeep")
         self._job: Future[None] | None = None
         self._links: tuple[Any, ...] = ()  # as they were last reported
+        self._liveness: Final = Liveness(
+            answered=lambda: sum(channel.bridge.counters["answers"] for channel in self._channels),
+            prove=self._prove,
+            pool=lambda: self.api.pool,
+            file=HeartbeatFile(self.config.data_dir),
+        )
         self._embedded = -1  # change number up to which everything has a vector
 
     def _add_channels(self) -> None:
@@ -133,7 +141,10 @@ class MQTTSearchService:
         )
         try:
             async with asyncio.TaskGroup() as tasks:
-                loops = [tasks.create_task(self._follow_corpus(), name="follow corpus")]
+                loops = [
+                    tasks.create_task(self._liveness.run(), name="liveness"),
+                    tasks.create_task(self._follow_corpus(), name="follow corpus"),
+                ]
                 for channel in self._channels:
                     reporting = channel.report(self._details)
                     loops.append(tasks.create_task(reporting, name=f"report to {channel.connection.address}"))
@@ -182,6 +193,23 @@ class MQTTSearchService:
     def _probe(self) -> None:
         """Whether questions are still answered. Raises AgentError."""
         self.api.engine.search(SearchRequest(query="the first question"))
+
+    def _prove(self) -> str:
+        """Answer a question as a client's; how the agent does, in words. In a worker.
+
+        A new start mends no corpus that is absent, damaged or being made again: there it is proof enough that the
+        workers turn.
+        """
+        try:
+            self._probe()
+            problems = self.api.problems
+        except AgentError as error:
+            problems = [error.message]
+        except BaseException:  # a native library's panic is no Exception
+            problems = self.api.problems
+            if not problems:
+                raise
+        return f"degraded: {'; '.join(problems)}" if problems else "answering"
 
     # -- loops ------------------------------------------------------------------------------------------------
 

@@ -132,6 +132,7 @@ def test_no_module_is_two_rooms_in_one(path: Path) -> None:
         ["--help"],
         ["corpus", "import", "--help"],
         ["run", "--help"],
+        ["health", "--help"],
         ["local-cloud", "--help"],
         ["--version"],
         ["cloud", "setup", "--help"],

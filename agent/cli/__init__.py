@@ -8,6 +8,7 @@ from agent import __version__
 from agent.cli.cloud import cloud
 from agent.cli.context import State
 from agent.cli.corpus import corpus
+from agent.cli.health import health
 from agent.cli.local_cloud import local_cloud
 from agent.cli.model import embed, model
 from agent.cli.run import run
@@ -30,5 +31,5 @@ def cli(context: click.Context, config_file: Path | None, data_dir: Path | None)
     context.obj = State(config_file, data_dir)
 
 
-for command in (run, search, ask, corpus, model, embed, evaluate, config, cloud, local_cloud):
+for command in (run, health, search, ask, corpus, model, embed, evaluate, config, cloud, local_cloud):
     cli.add_command(command)
