@@ -35,6 +35,8 @@ SHARED = ROOT.parent / "shared"
 COMMAND = str(Path(sys.executable).with_name("arxplorer-agent"))
 WAIT_S = 20.0
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # some tests use onnxruntime themselves
+
 # Timing on busy machines says nothing about correctness.
 settings.register_profile("default", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")

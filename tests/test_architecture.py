@@ -50,7 +50,7 @@ ONLY_IMPORTERS = {
     "boto3": {"cloud/setup/account.py"},
     "botocore": {"cloud/setup/account.py"},
     "cryptography": {"cloud/identity.py", "cloud/setup/keys.py"},
-    "onnxruntime": {"search/embedder.py", "search/native.py"},
+    "onnxruntime": {"search/native.py"},
     "tokenizers": {"search/embedder.py"},
     "usearch": {"search/native.py"},
     "tantivy": {"search/keywords.py"},

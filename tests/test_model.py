@@ -3,7 +3,10 @@
 import hashlib
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -461,3 +464,14 @@ def test_the_models_folder_of_a_data_folder_wins_over_the_shared_one(published: 
     install(NAME, config.data_dir / "models", source=published)
     assert find_model(config.data_dir, NAME) == tmp_path / "data" / "models" / NAME
     assert find_model(config.data_dir, "absent") is None
+
+
+def test_the_model_runtime_reports_nothing_about_the_device(tmp_path: Path) -> None:
+    code = (
+        "from agent.config import load_config\nfrom agent.search.api import load_embedder\n"
+        "load_embedder(load_config(environment={})).query('x')"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []

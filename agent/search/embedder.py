@@ -1,4 +1,4 @@
-"""Text to unit vector. The only module that imports onnxruntime and tokenizers."""
+"""Text to unit vector. The only module that imports tokenizers."""
 
 import os
 from collections.abc import Generator, Sequence
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from agent.errors import ModelError
 from agent.protocol.manifest import ModelManifest, parse_manifest
+from agent.search.native import onnx_runtime
 
 Vectors = NDArray[np.float32]
 """Shape (texts, dimensions), each row of length 1."""
@@ -26,9 +27,9 @@ class Embedder:
         """Load model.onnx, tokenizer.json and model.yaml from `folder`; raises ModelError."""
         # The tokenizer's own thread pool would compete with ours and warns after a fork.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        import onnxruntime
         from tokenizers import Tokenizer
 
+        onnxruntime = onnx_runtime()
         self.manifest: Final[ModelManifest] = parse_manifest(
             _read_text(folder / "model.yaml"), where=str(folder / "model.yaml")
         )

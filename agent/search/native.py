@@ -9,6 +9,7 @@ A damaged file may make a library panic, which arrives as an exception outside P
 
 import errno
 import importlib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +21,20 @@ SHORTAGES: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMF
 """What the machine lacks is no damage: nothing is made again because of it."""
 
 
+def onnx_runtime() -> Any:
+    """The module `onnxruntime`, kept from reporting.
+
+    Since 1.32 it sends events to its maker, and keeps a device id and what it could not send in ~/.cache.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime
+
+    return onnxruntime
+
+
 def usearch_index(**options: Any) -> Any:
     """Make a `usearch.index.Index`."""
-    import onnxruntime  # noqa: F401  before usearch, see above
+    onnx_runtime()  # before usearch, see above
     from usearch.index import Index
 
     return Index(**options)
@@ -31,8 +43,8 @@ def usearch_index(**options: Any) -> Any:
 def angular_distances(query: Any, matrix: Any) -> Any:
     """1 - cosine of one int8 vector and each row of an int8 matrix, by the kernels that usearch uses; shape (rows,)."""
     import numpy as np
-    import onnxruntime  # noqa: F401  before usearch's kernels, see above
 
+    onnx_runtime()  # before usearch's kernels, see above
     numkong = importlib.import_module("numkong")
     return np.asarray(numkong.cdist(query[None, :], matrix, "angular"))[0]
 
