@@ -201,7 +201,7 @@ def test_health_goes_by_the_age_of_the_last_proof_whatever_the_clock_says(tmp_pa
         seconds_since_beat(tmp_path, environment={})
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"at": "x"}'])
 def test_a_health_file_that_is_no_such_file_is_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "alive").write_text(content)
     with pytest.raises(NotReadyError, match="no agent runs"):
@@ -211,7 +211,7 @@ def test_a_health_file_that_is_no_such_file_is_none(tmp_path: Path, content: str
 def test_a_proof_from_before_the_last_boot_is_none(tmp_path: Path) -> None:
     file = HeartbeatFile(tmp_path, environment={})
     file.beat(good_for_s=60)
-    file.path.write_text(json.dumps({**json.loads(file.path.read_text()), "boot": "another"}))
+    file.path.write_text(json.dumps({**json.loads(file.path.read_text()), "at": time.monotonic() + 100}))
     with pytest.raises(NotReadyError, match="since the last boot"):
         seconds_since_beat(tmp_path, environment={})
 

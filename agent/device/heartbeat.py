@@ -1,7 +1,8 @@
 """A file that says when the agent was last seen alive, for a container's health check: it starts no client.
 
-It lies in the runtime folder that systemd made ($RUNTIME_DIRECTORY), else in the data folder. It holds monotonic time
-and the boot that this time belongs to, so that neither a wrong clock nor one that is set makes an agent look dead.
+It lies in the runtime folder that systemd made ($RUNTIME_DIRECTORY), else in the data folder. It holds monotonic time,
+so that neither a wrong clock nor one that is set makes an agent look dead. The boot's id is not in it: in a container,
+systemd's sandbox shows the service another one.
 """
 
 import json
@@ -16,7 +17,6 @@ from agent.errors import NotReadyError
 from agent.paths import SYSTEM_RUNTIME_DIR
 
 NAME: Final = "alive"
-BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class HeartbeatFile:
@@ -30,7 +30,7 @@ class HeartbeatFile:
 
     def beat(self, good_for_s: float) -> None:
         """Say that the agent is alive, and when to doubt it. Raises OSError."""
-        beat = {"data_dir": _real(self._data_dir), "boot": _boot(), "at": time.monotonic(), "good_for_s": good_for_s}
+        beat = {"data_dir": _real(self._data_dir), "at": time.monotonic(), "good_for_s": good_for_s}
         beside = self.path.with_name(f".{NAME}.new")
         beside.write_text(json.dumps(beat), "utf-8")
         beside.replace(self.path)
@@ -46,11 +46,12 @@ def seconds_since_beat(data_dir: Path, *, environment: Mapping[str, str] = os.en
     beats = [beat for beat in map(_read, places) if beat.get("data_dir") == _real(data_dir)]
     if not beats:
         raise NotReadyError(f"no agent runs on {data_dir}, or none that could say so")
-    current = [beat for beat in beats if beat["boot"] == _boot()]
-    if not current:
+    now = time.monotonic()
+    # What lies ahead is from before the last boot.
+    latest = min(beats, key=lambda beat: (beat["at"] > now, now - beat["at"]))
+    age: float = now - latest["at"]
+    if age < 0:
         raise NotReadyError(f"the agent of {data_dir} has not run since the last boot")
-    latest = max(current, key=lambda beat: float(beat["at"]))
-    age = time.monotonic() - float(latest["at"])
     if age > latest["good_for_s"]:
         raise NotReadyError(f"the agent of {data_dir} was last seen alive {age:.0f} s ago", hint="see its log")
     return age
@@ -59,17 +60,10 @@ def seconds_since_beat(data_dir: Path, *, environment: Mapping[str, str] = os.en
 def _read(path: Path) -> dict[str, Any]:
     with suppress(OSError, ValueError):
         beat = json.loads(path.read_bytes())
-        if isinstance(beat, dict) and beat.keys() >= {"data_dir", "boot", "at", "good_for_s"}:
+        if isinstance(beat, dict) and all(isinstance(beat.get(name), float | int) for name in ("at", "good_for_s")):
             return beat
     return {}
 
 
 def _real(folder: Path) -> str:
     return os.path.realpath(folder)
-
-
-def _boot() -> str:
-    try:
-        return BOOT_ID.read_text("ascii").strip()
-    except OSError:
-        return ""
