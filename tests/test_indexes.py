@@ -1,5 +1,6 @@
 """The vector and keyword indexes: against brute force, and as they follow their papers."""
 
+import stat
 import subprocess
 import sys
 import threading
@@ -294,3 +295,19 @@ def test_the_order_of_loading_the_native_libraries_does_not_crash(tmp_path: Path
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "(384,)", done.stderr
+
+
+GROUP = """
+import os, sys
+os.umask(0o007)
+from agent.cli import cli
+cli(["--data-dir", sys.argv[1], "corpus", "import", "--sample"])
+"""
+
+
+def test_what_one_user_makes_the_others_of_the_group_may_change(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    subprocess.run([sys.executable, "-c", GROUP, str(data_dir)], check=True, capture_output=True)
+    found = {path: stat.S_IMODE(path.stat().st_mode) for path in data_dir.rglob("*") if not path.is_symlink()}
+    assert {path.name for path in found} >= {"papers.db", "meta.json", ".managed.json"}
+    assert [(path, oct(mode)) for path, mode in found.items() if mode != (0o770 if path.is_dir() else 0o660)] == []

@@ -121,6 +121,14 @@ class KeywordIndex:
         self._allowed.clear()  # it would keep the files of the former index mapped
         self._searcher = index.searcher()
         self._index, self.reached = index, reached
+        self._share()
+
+    def _share(self) -> None:
+        """Give what tantivy keeps for its owner alone the rights that its folder has."""
+        if self.writable:
+            for name in ("meta.json", ".managed.json"):
+                with suppress(OSError):
+                    (self.folder / name).chmod(self.folder.stat().st_mode & 0o666)
 
     def drop(self) -> None:
         """Forget everything, to be filled anew."""
@@ -140,6 +148,7 @@ class KeywordIndex:
                 writer.commit()
             finally:
                 writer.wait_merging_threads()  # releases the writer's lock as well
+                self._share()
         state = {"schema": SCHEMA_VERSION, "corpus": self._corpus, "change": reached}
         write_state(self.folder / STATE, state)
         with damage_of("keywords"):

@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +39,11 @@ class ThreadConnections:
         if self._read_only and not os.access(self._path.parent, os.W_OK) and not _log_of(self._path).exists():
             # Reading beside a writer needs files that we may not make here; without a log there is no writer.
             mode = "ro&immutable=1"
+        if not self._read_only:
+            # SQLite itself gives a group no right to write, and its log gets the rights of the file. Only a new file
+            # may be touched: closing one that is open elsewhere in this process would drop its locks.
+            with suppress(OSError):
+                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
         connection = sqlite3.connect(
             f"{self._path.absolute().as_uri()}?mode={mode}",
             uri=True,
