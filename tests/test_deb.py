@@ -24,6 +24,8 @@ import agent
 for module in pkgutil.walk_packages(agent.__path__, "agent."):
     if "local_cloud" not in module.name and not module.name.endswith("__main__"):
         importlib.import_module(module.name)
+from agent.search.native import usearch_index
+usearch_index(ndim=16, dtype="i8")  # only a corpus of thousands needs it
 from agent.cli import cli
 for arguments in (["corpus", "import", "--sample"], ["search", "spheres"], ["corpus", "verify"]):
     cli(["--data-dir", sys.argv[1], *arguments], standalone_mode=False)
