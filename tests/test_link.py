@@ -2,9 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,14 +81,6 @@ async def test_what_is_listened_to_while_the_link_resumes_is_subscribed_to(broke
 
 
 # -- the probe of a cloud link ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def cloud(tmp_path: Path) -> Iterator[LocalCloud]:
-    tmp_path.chmod(0o755)  # mosquitto gives up root
-    running = LocalCloud(tmp_path).start("--thing", "device")
-    yield running
-    running.kill()
 
 
 @asynccontextmanager

@@ -4,11 +4,10 @@ import json
 import signal
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-import pytest
 from conftest import AgentProcess, wait_until
 from local_cloud import LocalCloud
 
@@ -16,14 +15,6 @@ from agent.local_cloud.control import command
 from agent.local_cloud.mosquitto import free_port
 
 AT_MOST_S = 5.0
-
-
-@pytest.fixture
-def cloud(tmp_path: Path) -> Iterator[LocalCloud]:
-    tmp_path.chmod(0o755)  # mosquitto gives up root
-    running = LocalCloud(tmp_path).start("--thing", "device")
-    yield running
-    running.kill()
 
 
 def shadow(cloud: LocalCloud, operation: str, document: str = "") -> dict:
