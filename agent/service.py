@@ -127,7 +127,7 @@ class MQTTSearchService:
             loop.add_signal_handler(number, self._stop.set)
         for channel in self._channels:
             channel.configure(self._settings)
-        await loop.run_in_executor(self._upkeep, self._open)
+        proven = await loop.run_in_executor(self._upkeep, self._open)
         for channel in self._channels:
             channel.bridge.on_update(self._follow_now.set)
             channel.connection.on_change(self._report_links)
@@ -142,7 +142,7 @@ class MQTTSearchService:
         try:
             async with asyncio.TaskGroup() as tasks:
                 loops = [
-                    tasks.create_task(self._liveness.run(), name="liveness"),
+                    tasks.create_task(self._liveness.run(proven), name="liveness"),
                     tasks.create_task(self._follow_corpus(), name="follow corpus"),
                 ]
                 for channel in self._channels:
@@ -170,15 +170,15 @@ class MQTTSearchService:
             self.api.close()
         log.info("stopped")
 
-    def _open(self) -> None:
-        engine = self.api.open(owner=True).engine
+    def _open(self) -> str:
+        """Open the corpus and ask a first question; how the agent does, in words."""
+        self.api.open(owner=True)
         # The first question loads code and pages that every later one finds in memory: ask it ourselves. What fails
         # here would fail every client: it is noted and mended while the agent runs.
-        with suppress(AgentError):
-            engine.search(SearchRequest(query="the first question"))
+        proven = self._prove()
         if self._cloud:
             self._configurator.start()  # what the shadow last set holds without a network, too
-        host.release_memory()
+        return proven
 
     # -- settings -----------------------------------------------------------------------------------------------
 
@@ -215,6 +215,7 @@ class MQTTSearchService:
 
     async def _follow_corpus(self) -> None:
         """Notice what commands wrote into papers.db, make it searchable, and embed what has no vector."""
+        starting = True
         while True:
             try:
                 self._job = self._upkeep.submit(self._upkeep_once)
@@ -227,6 +228,10 @@ class MQTTSearchService:
                 async with asyncio.timeout(FOLLOW_INTERVAL_S):
                     await self._follow_now.wait()
             self._follow_now.clear()
+            if starting:
+                starting = False
+                # Not sooner: questions that have waited for the agent come first.
+                await asyncio.wrap_future(self._upkeep.submit(host.release_memory))
 
     def _upkeep_once(self) -> None:
         engine = self.api.engine

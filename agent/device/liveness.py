@@ -46,11 +46,18 @@ class Liveness:
         self._status = ""
         self._writes = True
 
-    async def run(self) -> None:
-        """Prove it until cancelled. Requests can be taken when this starts."""
+    async def run(self, proven: str | None = None) -> None:
+        """Prove it until cancelled. Requests can be taken when this starts.
+
+        `proven`: what `prove` has just said, so that it need not ask at once again.
+        """
         systemd.notify("READY=1")
         last = time.monotonic()
         try:
+            if proven:
+                self._status = proven
+                self._say()
+                await asyncio.sleep(self._interval_s)
             while True:
                 started = time.monotonic()
                 if await self._alive():
