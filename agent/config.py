@@ -136,7 +136,13 @@ class LimitSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class LimitsConfig(LimitSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    workers: Annotated[int, Meta(ge=0, le=16, description="Searches at a time; 0: the cores, at most 4.")] = 0
+    workers: Annotated[
+        int, Meta(ge=0, le=16, description="Searches at a time; 0: the cores, at most 4, or 2 up to 1 GB of memory.")
+    ] = 0
+    memory_mb: Annotated[
+        int,
+        Meta(ge=0, le=1_048_576, description="Memory to plan with, in MiB; 0: what machine and control group allow."),
+    ] = 0
 
 
 class LoggingConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -135,9 +135,11 @@ class MQTTSearchService:
             if channel.name == "local":
                 channel.connection.start()
         log.info(
-            "ready: %d papers, model %s",
+            "ready: %d papers, model %s; %d searches at a time, planned for %d MiB",
             self.api.engine.index.papers.count(),
             self.api.engine.model or "none",
+            self.api.workers,
+            self.api.footprint.memory_mib,
         )
         try:
             async with asyncio.TaskGroup() as tasks:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import click
 
 from benchmarks import (
+    board,
     cloud,
     comparison,
     filters,
@@ -16,6 +17,7 @@ from benchmarks import (
     path,
     picture,
     relevance,
+    start,
     throughput,
     vectors,
 )
@@ -25,7 +27,7 @@ from benchmarks.peers import environment
 from benchmarks.peers.registry import ENGINES
 
 PARTS = ("vectors", "path", "idle", "import", "import-vectors", "relevance")
-OTHER_PARTS = ("throughput", "memory", "filters", "keywords", "kills", "cloud", "arrival", "peers", "glue", "picture")
+OTHER_PARTS = ("throughput", "memory", "filters", "keywords", "kills", "cloud", "arrival", "board", "start", "peers", "glue", "picture")
 
 
 @click.command()
@@ -37,6 +39,7 @@ OTHER_PARTS = ("throughput", "memory", "filters", "keywords", "kills", "cloud", 
 @click.option("--seconds", default=30.0, show_default=True, help="How long the idle agent is watched.")
 @click.option("--questions", default=200, show_default=True, help="Questions of the other parts.")
 @click.option("--starts", default=5, show_default=True, help="Cold starts of each server.")
+@click.option("--limit", default=256, show_default=True, help="MiB that the board gives the agent.")
 @click.option("--engine", "engines", multiple=True, type=click.Choice(list(ENGINES)), help="Only these of the peers.")
 @click.option("--with-peers", is_flag=True, help="Install the peers first, into .venv-bench.")
 def bench(
@@ -48,6 +51,7 @@ def bench(
     seconds: float,
     questions: int,
     starts: int,
+    limit: int,
     engines: tuple[str, ...],
     with_peers: bool,
 ) -> None:
@@ -75,6 +79,8 @@ def bench(
         "kills": lambda: kills.measure(papers, 50),
         "cloud": lambda: cloud.measure(size, blocks, block),
         "arrival": lambda: cloud.measure_arrival(size),
+        "board": lambda: board.measure(size, limit, blocks, block),
+        "start": lambda: start.measure(size, starts),
         "glue": lambda: glue.measure(size, blocks, block, starts),
         "picture": picture.draw,
         "peers": lambda: comparison.measure(size, engines, questions),

@@ -31,6 +31,7 @@ FLOORS = (
     "protocol",
     "settings",
     "config",
+    "footprint",
     "paths",
     "logs",
     "domain",

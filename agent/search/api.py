@@ -1,7 +1,6 @@
 """SearchAPI: the corpus and the model of a data folder, opened; questions and answers as plain documents."""
 
 import asyncio
-import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import Any, Final, Self
 from agent.config import Config, find_config_file, load_config
 from agent.domain import SearchRequest
 from agent.errors import ModelError, NotReadyError
+from agent.footprint import MODEL_MIB, footprint
 from agent.paths import catalog_dir, find_model
 from agent.protocol.answers import AnswerFacts, search_result
 from agent.protocol.manifest import ModelManifest, parse_manifest
@@ -20,8 +20,6 @@ from agent.search.corpus_index import CorpusIndex
 from agent.search.embedder import Embedder
 from agent.search.engine import SearchEngine
 from agent.store.generations import current_generation, ensure_generation
-
-MAX_WORKERS: Final = 4
 
 
 class SearchAPI:
@@ -35,6 +33,7 @@ class SearchAPI:
     def __init__(self, config: Config | None = None) -> None:
         """Without a configuration, the one that the command line would use."""
         self.config: Final = config or load_config(find_config_file(None))
+        self.footprint: Final = footprint(self.config.limits.memory_mb, self.config.limits.workers)
         self._engine: SearchEngine | None = None
         self._model_problem: str | None = None
         self._pool: ThreadPoolExecutor | None = None
@@ -55,13 +54,21 @@ class SearchAPI:
                 f"no corpus in {self.config.data_dir}", hint="arxplorer-agent corpus import FILE, or --sample"
             )
         embedder = self._load_model() if model else None
-        index = CorpusIndex(folder, self.config.model.name, self.dimensions, owner=owner)
+        index = CorpusIndex(folder, self.config.model.name, self.dimensions, owner=owner, fits=self.footprint)
         self._engine = SearchEngine(index, embedder, self.config.search)
         return self
 
     def _load_model(self) -> Embedder | None:
-        """The configured model; None, and a problem, where it is missing or damaged: keywords work without it."""
+        """The configured model; None, and a problem, where it is missing or damaged or does not fit.
+
+        Keywords work without it.
+        """
         name = self.config.model.name
+        if not self.footprint.model:
+            self._model_problem = (
+                f"model {name} needs {MODEL_MIB} MiB and {self.footprint.memory_mib} are allowed: keyword search only"
+            )
+            return None
         folder = find_model(self.config.data_dir, name)
         self._model_problem = f"model {name} is not installed: keyword search only"
         if folder is None:
@@ -102,7 +109,7 @@ class SearchAPI:
     @property
     def workers(self) -> int:
         """Searches at a time."""
-        return self.config.limits.workers or min(os.cpu_count() or 1, MAX_WORKERS)
+        return self.footprint.workers
 
     @property
     def pool(self) -> ThreadPoolExecutor:

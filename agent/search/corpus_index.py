@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from agent.errors import DamagedIndexError
+from agent.footprint import Footprint, footprint
 from agent.paths import sync_folder
 from agent.search.keywords import KeywordIndex
 from agent.search.vectors import STALE_SHARE, TAIL_ROWS, VectorIndex
@@ -19,7 +20,6 @@ from agent.store.papers import PaperStore
 log = logging.getLogger(__name__)
 
 CHANGES_A_COMMIT: Final = 10_000
-VECTORS_A_READ: Final = 100_000
 READ_AT_ONCE: Final = 4 * TAIL_ROWS
 LAG_WORTH_SAYING: Final = 1_000
 """Below that an index that is behind has simply not followed yet."""
@@ -28,18 +28,23 @@ LAG_WORTH_SAYING: Final = 1_000
 class CorpusIndex:
     """Papers, vectors and keywords of one generation folder."""
 
-    def __init__(self, folder: Path, model: str, dimensions: int, *, owner: bool) -> None:
+    def __init__(
+        self, folder: Path, model: str, dimensions: int, *, owner: bool, fits: Footprint | None = None
+    ) -> None:
         """Open `folder`; as `owner` papers.db to write, and the caches too if their lock is free.
 
-        Raises CorpusError.
+        `fits`: what may be taken of the machine, by default what suits it. Raises CorpusError.
         """
         self.folder: Final = folder
         self._model: Final = model
+        self._fits: Final = fits or footprint()
         self._seen_version = -1
         self._damaged: set[str] = set()
         self._dimensions: Final = dimensions
         self._lock: Final = FolderLock(folder / CACHES_LOCK) if owner else None
-        self.papers: Final = PaperStore(folder / "papers.db", read_only=not owner)
+        self.papers: Final = PaperStore(
+            folder / "papers.db", read_only=not owner, mapped_bytes=self._fits.mapped_bytes
+        )
         self._open_caches(writable=self._lock is not None and self._lock.acquire())
         if owner:
             sync_folder(folder)
@@ -59,6 +64,7 @@ class CorpusIndex:
             self._model,
             self._dimensions,
             self.papers.last_vector,
+            segment_rows=self._fits.segment_rows,
             writable=writable,
             check=crashed,
         )
@@ -141,7 +147,8 @@ class CorpusIndex:
 
     def _load_vectors(self) -> None:
         while True:
-            run = self.papers.vectors_since(self.vectors.reached, self._model, self._dimensions, VECTORS_A_READ)
+            rows = self._fits.segment_rows
+            run = self.papers.vectors_since(self.vectors.reached, self._model, self._dimensions, rows)
             if not len(run.keys):
                 break
             self.vectors.extend(run)

@@ -26,8 +26,6 @@ SPARE: Final = 8
 """One in so many candidates is kept beyond those wanted."""
 STALE_SHARE: Final = 4
 """A segment of which one row in so many belongs to no current paper is made again without them."""
-SEGMENT_ROWS: Final = 200_000
-"""A larger segment is not merged any more: building it would need too much memory on a small board."""
 
 Keys = NDArray[np.int64]
 
@@ -51,19 +49,22 @@ class VectorIndex:
         dimensions: int,
         last_vector: Callable[[], int],
         *,
+        segment_rows: int,
         writable: bool,
         check: bool,
     ) -> None:
         """Open the segments of this `corpus` and `model`; others, and damaged ones, are forgotten.
 
         (They are deleted if `writable`.) Segments that reach beyond `last_vector` are of another state of the corpus.
-        With `check` every byte is read first, as after a crash: a damaged graph can kill the process.
+        One of more than `segment_rows` is not merged any more: building takes memory. With `check` every byte is read
+        first, as after a crash: a damaged graph can kill the process.
         """
         self.folder: Final = folder
         self.model: Final = model
         self.dimensions: Final = dimensions
         self._corpus: Final = corpus
         self._last_vector = last_vector
+        self._segment_rows: Final = segment_rows
         if writable:
             folder.mkdir(parents=True, exist_ok=True)
         self._open(check=check)
@@ -136,7 +137,7 @@ class VectorIndex:
         keep = list(view.segments)
         keys, matrices = [view.tail_keys], [view.tail]
         rows = len(view.tail_keys)
-        while keep and len(keep[-1]) <= 2 * rows and len(keep[-1]) + rows <= SEGMENT_ROWS:
+        while keep and len(keep[-1]) <= 2 * rows and len(keep[-1]) + rows <= self._segment_rows:
             segment = keep.pop()
             keys.append(segment.keys)
             matrices.append(segment.matrix[segment.rows])

@@ -3,25 +3,31 @@
 import os
 import sqlite3
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 BUSY_TIMEOUT_S: Final = 30.0
 CACHE_KIB: Final = 1_024
-MMAP_BYTES: Final = 1 << 30
-"""Reads come from the mapped file, so that they take no memory of their own."""
 
 
 def _log_of(path: Path) -> Path:
     return path.with_name(f"{path.name}-wal")
 
 
+def unmapped(_file_bytes: int) -> int:
+    """Read through SQLite's own cache alone."""
+    return 0
+
+
 class ThreadConnections:
     """Connections to one database file. `get` opens one for a thread that has none."""
 
-    def __init__(self, path: Path, *, read_only: bool) -> None:
+    def __init__(self, path: Path, *, read_only: bool, mapped_bytes: Callable[[int], int] = unmapped) -> None:
+        """`mapped_bytes` says how much of a file of so many bytes to read through a memory map."""
         self._path: Final = path
+        self._mapped_bytes = mapped_bytes
         self._read_only: Final = read_only
         self._local = threading.local()
         self._opened: list[tuple[threading.Thread, sqlite3.Connection]] = []
@@ -58,7 +64,7 @@ class ThreadConnections:
             self._opened = [(thread, held) for thread, held in self._opened if thread.is_alive()]
             self._opened.append((threading.current_thread(), connection))  # first: what fails below is closed as well
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        connection.execute(f"PRAGMA mmap_size = {MMAP_BYTES}")
+        connection.execute(f"PRAGMA mmap_size = {self._mapped_bytes(self._path.stat().st_size)}")
         if not self._read_only:
             connection.execute("PRAGMA journal_mode = WAL")
             # What was reported as done survives a power cut.

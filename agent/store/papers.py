@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from agent.domain import Paper
 from agent.errors import CorpusError
-from agent.store.connection import ThreadConnections
+from agent.store.connection import ThreadConnections, unmapped
 from agent.store.generations import SCHEMA_LOCK, FolderLock
 from agent.store.schema import ensure_schema
 
@@ -82,11 +82,16 @@ class PaperStore:
     Every method raises CorpusError when the file is damaged, locked for long, or the disk is full.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        """Open, and create or migrate unless `read_only`. Raises CorpusError when the file is no corpus."""
+    def __init__(
+        self, path: Path, *, read_only: bool = False, mapped_bytes: Callable[[int], int] = unmapped
+    ) -> None:
+        """Open, and create or migrate unless `read_only`. Raises CorpusError when the file is no corpus.
+
+        `mapped_bytes` says how much of a file of so many bytes to read through a memory map.
+        """
         self.path: Final = path
         self.read_only: Final = read_only
-        self._connections: Final = ThreadConnections(path, read_only=read_only)
+        self._connections: Final = ThreadConnections(path, read_only=read_only, mapped_bytes=mapped_bytes)
         try:
             if not read_only:
                 # SQLite does not wait for another process that is just turning the file to WAL.
