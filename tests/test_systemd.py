@@ -39,7 +39,8 @@ def settings(file: Path) -> dict[str, list[str]]:
 def unit(tmp_path: Path) -> Path:
     """The unit with the checkout's command, since the package's is not installed."""
     copy = tmp_path / UNIT.name
-    copy.write_text(UNIT.read_text("utf-8").replace(f"/usr/bin/{APP}", COMMAND), "utf-8")
+    text = UNIT.read_text("utf-8").replace(f"/usr/bin/{APP}", COMMAND)
+    copy.write_text(text.replace(f"/usr/lib/{APP}/restart-delay", str(SYSTEMD / "restart-delay")), "utf-8")
     return copy
 
 
@@ -67,6 +68,8 @@ def test_the_unit_is_exposed_as_little_as_a_service_on_the_network_can_be(unit: 
 def test_unit_and_program_agree_where_things_lie() -> None:
     service = settings(UNIT)
     assert service["ExecStart"] == [f"/usr/bin/{APP} --config {SYSTEM_CONFIG} run"]
+    assert service["ExecStartPre"] == [f"-/usr/lib/{APP}/restart-delay before"]
+    assert service["ExecStopPost"] == [f"-/usr/lib/{APP}/restart-delay after"]
     assert Path("/var/lib", *service["StateDirectory"]) == SYSTEM_DATA_DIR
     assert Path("/run", *service["RuntimeDirectory"]) == SYSTEM_RUNTIME_DIR
     folders = [line.split() for line in (SYSTEMD / "tmpfiles.d" / f"{APP}.conf").read_text("utf-8").splitlines()]
@@ -80,6 +83,55 @@ def test_unit_and_program_agree_where_things_lie() -> None:
     assert folders[1][1] == str(SYSTEM_CONFIG.parent / "certs")
     user = (SYSTEMD / "sysusers.d" / f"{APP}.conf").read_text("utf-8").split()
     assert (user[1], str(SYSTEM_DATA_DIR) in user) == (service["User"][0], True)
+
+
+# -- starts after failures --------------------------------------------------------------------------------------------
+
+
+class Starts:
+    """`restart-delay` as the unit calls it, with a `sleep` that only says for how long."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "failures"
+        (folder / "sleep").write_text('#!/bin/sh\necho "slept $1"\n')
+        (folder / "sleep").chmod(0o755)
+        self.environment = {"PATH": f"{folder}:/usr/bin:/bin", "RUNTIME_DIRECTORY": str(folder)}
+
+    def call(self, when: str, result: str = "") -> str:
+        command = ["sh", str(SYSTEMD / "restart-delay"), when]
+        environment = self.environment | {"SERVICE_RESULT": result}
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+    def delay(self) -> int:
+        return int(self.call("before").rpartition("slept ")[2])
+
+
+@pytest.fixture
+def starts(tmp_path: Path) -> Starts:
+    return Starts(tmp_path)
+
+
+def test_an_agent_that_fails_at_each_start_is_started_ever_more_seldom(starts: Starts) -> None:
+    delays = []
+    for _ in range(13):
+        delays.append(starts.delay())
+        starts.call("after", "exit-code")
+    assert delays == [0, 0, 0, 0, 2, 4, 8, 16, 32, 64, 120, 120, 120]
+    assert "failed 13 times in a row" in starts.call("before")
+
+
+@pytest.mark.parametrize(("ran_s", "delay"), [(100, 8), (120, 0)])
+def test_an_agent_that_ran_for_two_minutes_is_started_at_once(starts: Starts, ran_s: int, delay: int) -> None:
+    uptime = int(float(Path("/proc/uptime").read_text().split()[0]))
+    starts.file.write_text(f"5 {uptime - ran_s}\n")
+    starts.call("after", "watchdog")
+    assert starts.delay() == delay
+
+
+def test_an_agent_that_was_stopped_by_hand_is_started_at_once(starts: Starts) -> None:
+    starts.file.write_text("9 0\n")
+    starts.call("after", "success")
+    assert (starts.file.exists(), starts.delay()) == (False, 0)
 
 
 # -- the broker -------------------------------------------------------------------------------------------------------
