@@ -19,6 +19,16 @@ def default_data_dir() -> Path:
     return Path(home) / APP
 
 
+def shut_out(data_dir: Path) -> str | None:
+    """What a user of this machine should know who may not use the data folder of its agent, and so has another one."""
+    if data_dir == SYSTEM_DATA_DIR or data_dir != default_data_dir() or not SYSTEM_DATA_DIR.is_dir():
+        return None
+    return (
+        f"{SYSTEM_DATA_DIR}, the agent's, is for root and the group arxplorer: "
+        "sudo, or sudo usermod -aG arxplorer NAME and a new login"
+    )
+
+
 def shared_models_dir() -> Path:
     """Models beside the installed program, filled by `scripts/setup` or a package; data folders need no copy."""
     return Path(sys.prefix) / "share" / APP / "models"

@@ -1,10 +1,16 @@
 """The command line as a person or a script uses it."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from conftest import AgentProcess, run_command
+
+from agent import paths
+from agent.config import load_config
+from agent.errors import NotReadyError
+from agent.search import SearchAPI
 
 QUESTION = "how tightly can equal spheres be packed in eight dimensions"
 ANSWER = "1603.04246"
@@ -87,6 +93,19 @@ def test_corpus_stats_count_what_is_there(sample_data_dir: Path) -> None:
     figures = json.loads(run_command("corpus", "stats", "--json", data_dir=sample_data_dir).stdout)
     assert (figures["papers"], figures["embedded"], figures["version"]) == (149, 149, "local+149")
     assert figures["bytes"]["papers"] > 0
+
+
+def test_who_may_not_use_the_agents_corpus_is_told_how_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "SYSTEM_DATA_DIR", tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(os, "access", lambda *_: False)  # tests may run as root, who is never shut out
+    with pytest.raises(NotReadyError) as error:
+        SearchAPI(load_config(environment={})).open()
+    assert error.value.hint
+    assert f"{tmp_path}, the agent's, is for root and the group arxplorer" in error.value.hint
+    assert paths.shut_out(tmp_path / "named by hand") is None
+    monkeypatch.setattr(os, "access", lambda *_: True)
+    assert paths.shut_out(paths.default_data_dir()) is None
 
 
 def test_corpus_embed_fills_in_what_an_import_left_out(tmp_path: Path) -> None:

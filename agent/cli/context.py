@@ -28,6 +28,13 @@ class State:
 
         return load_config(find_config_file(self.config_file), data_dir=self.data_dir)
 
+    def warn_of_own_folder(self) -> None:
+        """Tell who changes a corpus of their own, perhaps unawares, that the agent has another one."""
+        from agent.paths import shut_out
+
+        if hint := shut_out(self.config.data_dir):
+            click.echo(f"The corpus in {self.config.data_dir} is your own. {hint}", err=True)
+
 
 pass_state = click.make_pass_decorator(State)
 

@@ -46,6 +46,7 @@ def import_(state: State, file: str | None, vectors: Path | None, no_embed: bool
     report = ImportReport()
     with SearchAPI(state.config) as api:
         api.open(owner=True, model=False)
+        state.warn_of_own_folder()
         try:
             _import(api, file, vectors, report, quiet=as_json)
             embedded = 0 if no_embed else _embed_rest(api, given=vectors is not None, quiet=as_json)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agent.cli.context import State, as_json, pass_state, print_json
-from agent.errors import AgentError, NotReadyError
+from agent.errors import AgentError
 
 if TYPE_CHECKING:
     from agent.domain import CorpusUpdate
@@ -59,6 +59,7 @@ def _apply(state: State, update: "CorpusUpdate", as_json: bool) -> None:
     with SearchAPI(state.config) as api:
         api.open(owner=True, model=False)
         index = api.engine.index
+        state.warn_of_own_folder()
         counts = apply_update(index.papers, update, state.config.model.name, api.dimensions)
         if index.writable:
             index.catch_up()
@@ -91,13 +92,11 @@ def export(state: State, file: Path | None, vectors: Path | None) -> None:
 
 
 def _folder(state: State) -> Path:
-    from agent.store.generations import current_generation
+    from agent.store.generations import current_generation, no_corpus
 
     folder = current_generation(state.config.data_dir)
     if folder is None:
-        raise NotReadyError(
-            f"no corpus in {state.config.data_dir}", hint="arxplorer-agent corpus import FILE, or --sample"
-        )
+        raise no_corpus(state.config.data_dir)
     return folder
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.errors import NotReadyError
-from agent.paths import SYSTEM_RUNTIME_DIR
+from agent.paths import SYSTEM_RUNTIME_DIR, shut_out
 
 NAME: Final = "alive"
 
@@ -45,7 +45,7 @@ def seconds_since_beat(data_dir: Path, *, environment: Mapping[str, str] = os.en
     places = [HeartbeatFile(data_dir, environment=environment).path, SYSTEM_RUNTIME_DIR / NAME, data_dir / NAME]
     beats = [beat for beat in map(_read, places) if beat.get("data_dir") == _real(data_dir)]
     if not beats:
-        raise NotReadyError(f"no agent runs on {data_dir}, or none that could say so")
+        raise NotReadyError(f"no agent runs on {data_dir}, or none that could say so", hint=shut_out(data_dir))
     now = time.monotonic()
     # What lies ahead is from before the last boot.
     latest = min(beats, key=lambda beat: (beat["at"] > now, now - beat["at"]))

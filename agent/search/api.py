@@ -19,7 +19,7 @@ from agent.protocol.requests import request_from
 from agent.search.corpus_index import CorpusIndex
 from agent.search.embedder import Embedder
 from agent.search.engine import SearchEngine
-from agent.store.generations import current_generation, ensure_generation
+from agent.store.generations import current_generation, ensure_generation, no_corpus
 
 
 class SearchAPI:
@@ -50,9 +50,7 @@ class SearchAPI:
         """
         folder = ensure_generation(self.config.data_dir) if owner else current_generation(self.config.data_dir)
         if folder is None:
-            raise NotReadyError(
-                f"no corpus in {self.config.data_dir}", hint="arxplorer-agent corpus import FILE, or --sample"
-            )
+            raise no_corpus(self.config.data_dir)
         embedder = self._load_model() if model else None
         index = CorpusIndex(folder, self.config.model.name, self.dimensions, owner=owner, fits=self.footprint)
         self._engine = SearchEngine(index, embedder, self.config.search)

@@ -12,8 +12,8 @@ import fcntl
 from pathlib import Path
 from typing import Final, Self
 
-from agent.errors import CorpusError
-from agent.paths import sync_folder
+from agent.errors import CorpusError, NotReadyError
+from agent.paths import shut_out, sync_folder
 
 FIRST: Final = "0001"
 CACHES_LOCK: Final = "caches.lock"
@@ -27,6 +27,11 @@ def current_generation(data_dir: Path) -> Path | None:
     """The folder of the corpus in use, or None before the first import."""
     link = data_dir / "current"
     return link.resolve() if (link / "papers.db").is_file() else None
+
+
+def no_corpus(data_dir: Path) -> NotReadyError:
+    hint = shut_out(data_dir) or "arxplorer-agent corpus import FILE, or --sample"
+    return NotReadyError(f"no corpus in {data_dir}", hint=hint)
 
 
 def ensure_generation(data_dir: Path) -> Path:
