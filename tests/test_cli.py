@@ -95,6 +95,15 @@ def test_corpus_stats_count_what_is_there(sample_data_dir: Path) -> None:
     assert figures["bytes"]["papers"] > 0
 
 
+def test_the_sample_is_taken_out_and_nothing_else(sample_data_dir: Path) -> None:
+    run_command("corpus", "add", '{"arxiv_id": "2401.00001", "title": "Zebrafish"}', data_dir=sample_data_dir)
+    done = run_command("corpus", "remove", "--sample", "--json", data_dir=sample_data_dir)
+    assert json.loads(done.stdout)["removed"] == 149
+    left = run_command("corpus", "export", data_dir=sample_data_dir).stdout.splitlines()
+    assert [json.loads(line)["arxiv_id"] for line in left] == ["2401.00001"]
+    assert run_command("corpus", "remove", data_dir=sample_data_dir).returncode == 2
+
+
 def test_who_may_not_use_the_agents_corpus_is_told_how_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "SYSTEM_DATA_DIR", tmp_path)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))

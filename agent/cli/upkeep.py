@@ -40,14 +40,18 @@ def add(state: State, record: tuple[str, ...], as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("arxiv_id", nargs=-1, required=True)
+@click.argument("arxiv_id", nargs=-1)
+@click.option("--sample", is_flag=True, help="Those of the sample corpus.")
 @as_json
 @pass_state
-def remove(state: State, arxiv_id: tuple[str, ...], as_json: bool) -> None:
+def remove(state: State, arxiv_id: tuple[str, ...], sample: bool, as_json: bool) -> None:
     """Remove papers by their arXiv ids."""
+    from agent.corpus.sample import sample_ids
     from agent.domain import CorpusUpdate
 
-    _apply(state, CorpusUpdate(remove=arxiv_id), as_json)
+    if not (arxiv_id or sample):
+        raise click.UsageError("give arXiv ids, or --sample")
+    _apply(state, CorpusUpdate(remove=arxiv_id + (sample_ids() if sample else ())), as_json)
 
 
 def _apply(state: State, update: "CorpusUpdate", as_json: bool) -> None:

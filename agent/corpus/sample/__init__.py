@@ -1,5 +1,6 @@
 """The sample corpus: well-known papers with summaries of our own, and their vectors by the default model."""
 
+import json
 from pathlib import Path
 from typing import Final
 
@@ -11,3 +12,7 @@ SAMPLE_MODEL: Final = "all-MiniLM-L6-v2"
 def sample_fits(model: str) -> bool:
     """Whether the vectors that ship are of this model; for another one the papers are embedded like any other."""
     return model == SAMPLE_MODEL
+
+
+def sample_ids() -> tuple[str, ...]:
+    return tuple(json.loads(line)["arxiv_id"] for line in SAMPLE_PAPERS.read_text("utf-8").splitlines())
