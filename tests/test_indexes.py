@@ -48,6 +48,17 @@ def query_vector(seed: int) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
+def test_vectors_of_papers_that_were_removed_are_not_missed(tmp_path: Path) -> None:
+    with CorpusIndex(tmp_path, MODEL, DIMENSIONS, owner=True) as index:
+        fill(index, 150)
+        index.papers.remove([f"2001.{i:05d}" for i in range(150)])
+    with CorpusIndex(tmp_path, MODEL, DIMENSIONS, owner=True) as index:
+        index.catch_up()
+        assert (index.papers.count(), index.problems()) == (0, [])
+        fill(index, 3)
+        assert len(index.vectors) == 3
+
+
 def test_the_tail_and_several_segments_give_the_nearest_of_all(index: CorpusIndex) -> None:
     matrix = np.vstack(
         [

@@ -146,10 +146,12 @@ class CorpusIndex:
                 self.keywords.drop()
 
     def _load_vectors(self) -> None:
+        last = self.papers.last_vector()
         while True:
             rows = self._fits.segment_rows
             run = self.papers.vectors_since(self.vectors.reached, self._model, self._dimensions, rows)
             if not len(run.keys):
+                self.vectors.reached = max(self.vectors.reached, last)  # vectors of removed papers are not missing
                 break
             self.vectors.extend(run)
             # Of a paper that changes again and again only the latest vector is kept, or it would crowd out others.
