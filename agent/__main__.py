@@ -4,6 +4,7 @@ import sys
 
 from agent.cli import cli
 from agent.errors import AgentError
+from agent.logs import to_journal
 
 
 def main() -> None:
@@ -11,9 +12,10 @@ def main() -> None:
     try:
         cli(prog_name="arxplorer-agent")
     except AgentError as error:
-        print(f"Error: {error.message}", file=sys.stderr)  # noqa: T201
+        priority = "<3>" if to_journal(2) else ""
+        print(f"{priority}Error: {error.message}", file=sys.stderr)  # noqa: T201
         if error.hint:
-            print(f"Hint:  {error.hint}", file=sys.stderr)  # noqa: T201
+            print(f"{priority}Hint:  {error.hint}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
 
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from conftest import COMMAND
+
 from agent.logs import JournalFormatter, RepeatFilter, to_journal
 
 LEVELS = """
@@ -45,6 +47,17 @@ def test_a_journal_gets_priorities_and_no_time() -> None:
     ]
     assert said == [f"<{priority}>agent.mqtt: x" for priority in (3, 4, 6, 7)]
     assert formatter.format(record("two\nlines")) == "<4>agent.mqtt: two\n<4>lines"
+
+
+def test_a_journal_knows_an_error_that_ends_a_command_for_one(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("serach: {}\n")
+    with (tmp_path / "log").open("wb") as log:
+        status = os.fstat(log.fileno())
+        environment = os.environ | {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        subprocess.run([COMMAND, "config", "show"], cwd=tmp_path, env=environment, stderr=log, check=False, timeout=60)
+    said = (tmp_path / "log").read_text().splitlines()
+    assert said
+    assert all(line.startswith("<3>") for line in said)
 
 
 def test_a_journal_is_told_by_the_file_that_the_log_goes_to(tmp_path: Path) -> None:
