@@ -9,94 +9,73 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-UNIT = "arxplorer-agent.service"
-DATA = Path("/var/lib/arxplorer-agent")
-DROP_IN = Path(f"/run/systemd/system/{UNIT}.d/checks.conf")
+from device_tools import (
+    ASKING,
+    ASKS,
+    ASKS_A_SECOND,
+    CONFIG,
+    DATA,
+    DROP_IN,
+    FLOODS,
+    HANGS,
+    LINES,
+    LOCAL_CLOUD,
+    MANY,
+    PAPERS,
+    PROGRAM,
+    UNIT,
+    FailedError,
+    agent,
+    answers,
+    files,
+    holds,
+    hooked,
+    journal,
+    listens,
+    run,
+    seconds,
+    show,
+    starved,
+    until,
+)
+
 WATCHDOG_S = 4
 STOP_S = 5
-PAPERS = 20_000
 PAGE = Path(__file__).parents[1] / "docs" / "device-checks.md"
 
-HANGS = """
-import pathlib, time
-from agent.search.engine import SearchEngine
-search = SearchEngine.search
-def hanging(self, request):
-    while pathlib.Path("/run/arxplorer-agent/hang").exists():
-        time.sleep(0.05)
-    return search(self, request)
-SearchEngine.search = hanging
-"""
-MANY = f"""
-import json, numpy, random
-words = [chr(97 + i % 26) * 2 + chr(97 + i // 26 % 26) + chr(97 + i // 676) for i in range(5000)]
-with open("/root/many.jsonl", "w") as out:
-    for i in range({PAPERS}):
-        text = " ".join(random.choices(words, k=60))
-        out.write(json.dumps({{"id": f"2001.{{i:05}}", "title": text[:40], "abstract": text}}) + "\\n")
-numpy.save("/root/many.npy", numpy.random.default_rng(1).integers(-127, 127, ({PAPERS}, 384), dtype="i1"))
-"""
-
 results: list[dict[str, str]] = []
-
-
-class FailedError(Exception):
-    """A check that does not hold."""
-
-
-def run(*command: str, check: bool = True, timeout: float = 120) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    if check and done.returncode:
-        raise FailedError(f"{' '.join(command)}: {done.stdout[-300:]}{done.stderr[-1500:]}")
-    return done.stdout + done.stderr
-
-
-def show(name: str) -> str:
-    return run("systemctl", "show", "-p", name, "--value", UNIT).strip()
-
-
-def agent(*arguments: str, check: bool = True) -> str:
-    return run("arxplorer-agent", *arguments, check=check)
-
-
-def holds(fact: object, what: str) -> None:
-    if not fact:
-        raise FailedError(what)
-
-
-def until(condition: Callable[[], object], limit_s: float, what: str) -> float:
-    started = time.monotonic()
-    while not condition():
-        holds(time.monotonic() - started < limit_s, f"not within {limit_s} s: {what}")
-        time.sleep(0.05)
-    return time.monotonic() - started
-
-
-def answers(query: str = "heavy neutrinos and the lack of antimatter") -> bool:
-    document = run("arxplorer-agent", "ask", query, "--json", "--max-results", "1", check=False)
-    return '"arxiv_id"' in document
-
-
-def seconds(value: float) -> str:
-    return f"{value:.1f} s"
+found_before: set[str] = set()
 
 
 # -- the checks, in this order ----------------------------------------------------------------------------------------
 
 
-def installed_it_runs() -> str:
+def the_same_commit_gives_the_same_package() -> str:
+    run("cmp", "/root/this.deb", "/root/again.deb")
+    return "two builds, at different times in different folders, are equal byte for byte"
+
+
+def installed_it_runs_and_answers() -> str:
+    found_before.update(files())
     started = time.monotonic()
-    run("dpkg", "-i", "/root/this.deb")
+    run("apt-get", "install", "-y", "/root/this.deb")
     took = time.monotonic() - started
     holds(show("ActiveState") == "active", show("ActiveState"))
+    answered = until(answers, 5, "an answer")
     begun, ready = (int(show(f"{name}TimestampMonotonic")) / 1e6 for name in ("ExecMainStart", "ActiveEnter"))
-    return f"installed in {seconds(took)}, ready {ready - begun:.2f} s after its start"
+    return (
+        f"apt took {seconds(took)}, the agent was ready {ready - begun:.2f} s after its start, a question was answered "
+        f"in {seconds(answered)}"
+    )
 
 
 def without_a_corpus_it_stays_up() -> str:
+    agent("corpus", "remove", "--sample")
+    until(lambda: not answers(), 10, "the end of the sample")
+    run("systemctl", "stop", UNIT)
+    run("rm", "-rf", f"{DATA}/current", f"{DATA}/generations")
     DROP_IN.parent.mkdir(parents=True, exist_ok=True)
     DROP_IN.write_text(f"[Service]\nWatchdogSec={WATCHDOG_S}\n")
     run("systemctl", "daemon-reload")
@@ -108,9 +87,9 @@ def without_a_corpus_it_stays_up() -> str:
     return f"{3 * WATCHDOG_S} s under a watchdog of {WATCHDOG_S} s, status `{show('StatusText')}`, healthy"
 
 
-def a_request_is_answered() -> str:
+def papers_that_root_imports_are_found() -> str:
     agent("corpus", "import", "--sample")
-    return f"{seconds(until(answers, 10, 'an answer'))} after root's import"
+    return f"answered {seconds(until(answers, 10, 'an answer'))} after the import"
 
 
 def a_member_of_the_group_uses_the_same_corpus() -> str:
@@ -127,6 +106,17 @@ def a_member_of_the_group_uses_the_same_corpus() -> str:
     return "adds, searches, sees its health; others see nothing"
 
 
+def who_is_not_in_the_group_is_told() -> str:
+    run("useradd", "-m", "stranger")
+    stranger = ("runuser", "-u", "stranger", "--", "arxplorer-agent")
+    for command in (["search", "neutrinos"], ["corpus", "stats"], ["health"], ["corpus", "import", "--sample"]):
+        said = run(*stranger, *command, check=False)
+        holds("root and the group arxplorer" in said, f"{' '.join(command)}: {said}")
+    holds('"arxiv_id"' in run(*stranger, "ask", "neutrinos", "--json"), "no answer")
+    run("userdel", "-r", "stranger", check=False)
+    return "of whom it is for, where they need the corpus; may ask over MQTT"
+
+
 def killed_it_answers_again() -> str:
     run("systemctl", "kill", "-s", "KILL", UNIT)
     took = until(answers, 5, "an answer after kill -9")
@@ -134,25 +124,46 @@ def killed_it_answers_again() -> str:
 
 
 def a_hung_worker_is_noticed() -> str:
-    # Debian has a sitecustomize of its own; a line of a .pth file is run as well.
-    site = next(Path("/opt/arxplorer-agent/lib").glob("python3*/site-packages"))
-    hook = (site / "hanging.py", site / "hanging.pth")
-    hook[0].write_text(HANGS)
-    hook[1].write_text("import hanging\n")
-    try:
+    with hooked(HANGS):
         run("systemctl", "restart", UNIT)
         until(answers, 5, "an answer")
         before = int(show("NRestarts"))
-        Path("/run/arxplorer-agent/hang").touch()  # goes with the folder when the service ends
+        Path("/run/arxplorer-agent/hang").touch()
         took = until(lambda: int(show("NRestarts")) > before, 4 * WATCHDOG_S, "a new start")
+        Path("/run/arxplorer-agent/hang").unlink()
         again = until(answers, 5, "an answer")
-    finally:
-        for file in hook:
-            file.unlink()
-        run("systemctl", "restart", UNIT)
-    journal = run("journalctl", "-u", UNIT, "-b", "--no-pager")
-    holds("in hanging" in journal, "the journal does not say where it hung")
+    run("systemctl", "restart", UNIT)
+    holds("in hanging" in journal(), "the journal does not say where it hung")
     return f"started anew after {seconds(took)} (watchdog {WATCHDOG_S} s), answered {seconds(again)} later"
+
+
+def what_fails_at_each_start_is_started_ever_more_seldom() -> str:
+    watched_s, shipped = 40, CONFIG.read_text()
+    CONFIG.write_text(f"serach: {{}}\n{shipped}")
+    lines = len(journal().splitlines())
+    run("systemctl", "restart", UNIT, check=False)
+    time.sleep(watched_s)
+    starts, lines = int(show("NRestarts")), len(journal().splitlines()) - lines
+    holds(starts <= 8, f"{starts} starts")  # noqa: PLR2004  in a second each there would be 20 or more
+    holds(lines <= 100, f"{lines} lines in the journal")  # noqa: PLR2004
+    holds("serach: unknown key" in journal("-p", "err"), "the journal does not say what is wrong")
+    holds("failed 5 times in a row" in journal("-p", "warning"), "the journal does not say that it waits")
+    CONFIG.write_text(shipped)
+    run("systemctl", "restart", UNIT)
+    again = until(answers, 5, "an answer")
+    return (
+        f"{starts} starts and {lines} lines in {watched_s} s; repaired and restarted it answered {seconds(again)} later"
+    )
+
+
+def a_flood_of_lines_does_not_fill_the_journal() -> str:
+    with hooked(FLOODS):
+        run("systemctl", "restart", UNIT)
+        until(answers, 5, "an answer")
+    run("systemctl", "restart", UNIT)
+    kept = journal().count("flood")
+    holds(0 < kept < LINES / 2, f"{kept} of {LINES} lines were kept")
+    return f"{kept} of {LINES} lines kept"
 
 
 def while_it_rebuilds_it_stays_up_and_answers() -> str:
@@ -168,6 +179,52 @@ def while_it_rebuilds_it_stays_up_and_answers() -> str:
     built = until(lambda: show("StatusText") == "answering", 120, "the end of the rebuild")
     holds(show("NRestarts") == "0", "it was started anew")
     return f"{PAPERS} papers, no index: ready in {seconds(ready)}, answer {took:.1f} s later, whole {built:.1f} s later"
+
+
+def while_it_gets_hardly_any_time_it_stays_up() -> str:
+    share, limit_s = 0.05, 240
+    run("systemctl", "stop", UNIT)
+    for cache in ("vectors", "keywords"):
+        run("rm", "-rf", str(DATA / "current" / cache))
+    started = time.monotonic()
+    with starved(share):
+        run("systemctl", "start", UNIT, timeout=limit_s)
+        ready = time.monotonic() - started
+        built = until(lambda: show("StatusText") == "answering", limit_s, "the end of the rebuild")
+        time.sleep(3 * WATCHDOG_S)
+    holds(built > 3 * WATCHDOG_S, f"the rebuild took {built:.1f} s only")
+    holds(show("NRestarts") == "0", "it was started anew")
+    return f"with {share:.0%} of the time: ready in {seconds(ready)}, rebuilt {built:.1f} s later, no new start"
+
+
+def the_cloud_link_stands_in_the_sandbox() -> str:
+    program = (f"{PROGRAM}/bin/python3", "-I", "-c", LOCAL_CLOUD, "local-cloud", "--dir", "/root/cloud")
+    shipped, certificates, thing = CONFIG.read_text(), CONFIG.parent / "certs", Path("/root/cloud/things/device-1")
+    with subprocess.Popen([*program, "--thing", "device-1", "--client", "app"], stdout=subprocess.PIPE) as cloud:
+        try:
+            holds(cloud.stdout and b"ready" in cloud.stdout.readline(), "the local cloud did not start")
+            for source, name, mode in (
+                (Path("/root/cloud/ca.pem"), "AmazonRootCA1.pem", "644"),
+                (thing / "certificate.pem", "device-certificate.pem.crt", "644"),
+                (thing / "private.key", "device-private.pem.key", "600"),
+            ):
+                owner = ("install", "-o", "arxplorer", "-g", "arxplorer")
+                run(*owner, "-m", mode, str(source), str(certificates / name))
+            text = shipped.replace("enabled: false", "enabled: true", 1)
+            text = text.replace("thing_name: ''", "thing_name: device-1", 1)
+            CONFIG.write_text(text.replace("endpoint: ''", "endpoint: localhost", 1))
+            agent("config", "validate")
+            run("systemctl", "restart", UNIT)
+            asking = ("--config", "/root/cloud/things/app/config.yaml", "ask", "neutrinos", "--json")
+            took = until(lambda: '"arxiv_id"' in agent(*asking, check=False), 20, "an answer through the cloud")
+            holds("connected to localhost:8883 as device-1" in journal(), "the link is not in the journal")
+            until(answers, 5, "an answer through the local broker")
+            holds(show("StatusText") == "answering", show("StatusText"))
+        finally:
+            cloud.terminate()
+            CONFIG.write_text(shipped)
+            run("systemctl", "restart", UNIT)
+    return f"mutual TLS to `localhost`, answered {seconds(took)} after the restart; the local broker answers as well"
 
 
 def it_stops_in_time() -> str:
@@ -187,27 +244,43 @@ def it_stops_in_time() -> str:
 def an_upgrade_keeps_what_is_there() -> str:
     until(answers, 10, "an answer")
     before = json.loads(agent("corpus", "stats", "--json"))["papers"]
-    config = Path("/etc/arxplorer-agent/config.yaml")
-    config.write_text(config.read_text() + "# changed by hand\n")
-    run("dpkg", "-i", "/root/next.deb")
-    until(answers, 10, "an answer")
+    CONFIG.write_text(CONFIG.read_text() + "# changed by hand\n")
+    # A client that the upgrade does not change under its feet.
+    run("cp", "-a", str(PROGRAM), "/root/client")
+    command = ["/root/client/bin/python3", "-I", "-c", ASKING]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as asking:
+        started = time.monotonic()
+        run("apt-get", "install", "-y", "/root/next.deb")
+        took = time.monotonic() - started
+        waits = json.loads(asking.communicate()[0])
+    unanswered = [wait for wait in waits if not isinstance(wait, float)]
+    holds(len(waits) == ASKS and not unanswered, f"{len(unanswered)} unanswered: {unanswered[:1]}")
+    holds(took < ASKS / ASKS_A_SECOND, f"the upgrade outlasted the questions: {took:.1f} s")
     after = json.loads(agent("corpus", "stats", "--json"))["papers"]
     holds(before == after > PAPERS, f"{before} papers became {after}")
-    holds("changed by hand" in config.read_text(), "the configuration was replaced")
-    return f"{after} papers before and after, the changed configuration kept"
+    holds("changed by hand" in CONFIG.read_text(), "the configuration was replaced")
+    return (
+        f"{after} papers before and after, the changed configuration kept; {ASKS} questions asked meanwhile, each "
+        f"answered, after {seconds(max(waits))} at the latest"
+    )
 
 
 def removing_keeps_and_purging_leaves_nothing() -> str:
-    run("dpkg", "-r", "arxplorer-agent")
+    holds(not listens("::1"), "mosquitto does not run with our file")
+    run("apt-get", "remove", "-y", "arxplorer-agent")
     holds((DATA / "current" / "papers.db").exists(), "the corpus went with the program")
-    holds(not Path("/opt/arxplorer-agent").exists(), "/opt/arxplorer-agent was left")
+    holds(not PROGRAM.exists(), f"{PROGRAM} was left")
     DROP_IN.unlink()
     DROP_IN.parent.rmdir()
-    run("dpkg", "-P", "arxplorer-agent")
-    left = run("find", "/", "-xdev", "-name", "*arxplorer*", "-not", "-path", "/proc/*")
-    left += run("getent", "passwd", "arxplorer", check=False) + run("getent", "group", "arxplorer", check=False)
-    holds(not left, left)
-    return "no file, user or group"
+    run("userdel", "-r", "member", check=False)
+    run("apt-get", "purge", "-y", "arxplorer-agent")
+    left = sorted(files() - found_before)
+    users = run("getent", "passwd", "arxplorer", check=False) + run("getent", "group", "arxplorer", check=False)
+    holds(not left and not users, f"{left[:5]} {users}")
+    gone = sorted(found_before - files() - {"/opt"})  # dpkg removes it with the last that was in it
+    holds(not gone, f"what others had is gone: {gone[:5]}")
+    until(lambda: listens("::1"), 5, "mosquitto with its own configuration, which listens on ::1 as well")
+    return "no file, user or group; mosquitto runs as before"
 
 
 def a_broker_set_up_before_is_left_alone() -> str:
@@ -225,13 +298,19 @@ def a_broker_set_up_before_is_left_alone() -> str:
 
 
 CHECKS = (
-    installed_it_runs,
+    *([the_same_commit_gives_the_same_package] if Path("/root/again.deb").exists() else []),
+    installed_it_runs_and_answers,
     without_a_corpus_it_stays_up,
-    a_request_is_answered,
+    papers_that_root_imports_are_found,
     a_member_of_the_group_uses_the_same_corpus,
+    who_is_not_in_the_group_is_told,
     killed_it_answers_again,
     a_hung_worker_is_noticed,
+    what_fails_at_each_start_is_started_ever_more_seldom,
+    the_cloud_link_stands_in_the_sandbox,
     while_it_rebuilds_it_stays_up_and_answers,
+    a_flood_of_lines_does_not_fill_the_journal,
+    while_it_gets_hardly_any_time_it_stays_up,
     it_stops_in_time,
     an_upgrade_keeps_what_is_there,
     removing_keeps_and_purging_leaves_nothing,
