@@ -177,10 +177,18 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 def find_config_file(named: Path | None) -> Path | None:
     """The file named on the command line, else ./config.yaml, else the system's, else None (defaults)."""
     if named:
-        if not named.is_file():
+        if not _is_file(named):
             raise ConfigError(f"{named} is no file", hint="name an existing file with --config")
         return named
-    return next((path for path in (Path("config.yaml"), SYSTEM_CONFIG) if path.is_file()), None)
+    return next((path for path in (Path("config.yaml"), SYSTEM_CONFIG) if _is_file(path)), None)
+
+
+def _is_file(path: Path) -> bool:
+    """False also in a folder that this user may not enter, as root's is where a user was changed to another."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def load_config(

@@ -1,10 +1,11 @@
 """config.yaml and the environment."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from agent.config import Config, load_config
+from agent.config import Config, find_config_file, load_config
 from agent.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +42,22 @@ aws_iot:
     )
     assert config.thing_name == "arxplorer-client"
     assert config.aws_iot.certificates.ca_cert == str(tmp_path / "certs/AmazonRootCA1.pem")
+
+
+def test_a_folder_that_may_not_be_entered_holds_no_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.yaml").write_text("search: {max_results: 5}\n")
+    monkeypatch.chdir(tmp_path)
+    assert find_config_file(None) == Path("config.yaml")
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "stat", refused)  # tests may run as root, who may enter every folder
+    assert find_config_file(None) is None
+    with pytest.raises(ConfigError, match="is no file"):
+        find_config_file(Path("config.yaml"))
 
 
 def test_the_environment_wins_over_the_file_and_the_command_line_over_both(tmp_path: Path) -> None:
