@@ -23,6 +23,8 @@ ROWS_A_MIB: Final = 64
 UNKNOWN_MIB: Final = 4_096
 """Taken where the system does not say."""
 MAX_MAPPED_BYTES: Final = 1 << 30
+_V1_LIMITS: Final[tuple[str, ...]] = ("memory.limit_in_bytes",)
+_V2_LIMITS: Final[tuple[str, ...]] = ("memory.max", "memory.high")
 
 
 class Footprint(Struct, frozen=True, kw_only=True):
@@ -89,9 +91,9 @@ def _group_limits(root: Path) -> Iterator[int]:
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0" and not controllers:
-            mount, names = root / "sys/fs/cgroup", ("memory.max", "memory.high")
+            mount, names = root / "sys/fs/cgroup", _V2_LIMITS
         elif "memory" in controllers.split(","):
-            mount, names = root / "sys/fs/cgroup/memory", ("memory.limit_in_bytes",)
+            mount, names = root / "sys/fs/cgroup/memory", _V1_LIMITS
         else:
             continue
         folder = mount / path.lstrip("/")

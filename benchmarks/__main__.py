@@ -27,7 +27,10 @@ from benchmarks.peers import environment
 from benchmarks.peers.registry import ENGINES
 
 PARTS = ("vectors", "path", "idle", "import", "import-vectors", "relevance")
-OTHER_PARTS = ("throughput", "memory", "filters", "keywords", "kills", "cloud", "arrival", "board", "start", "peers", "glue", "picture")
+OTHER_PARTS = (
+    *("throughput", "memory", "filters", "keywords", "kills", "cloud", "arrival", "board", "start"),
+    *("peers", "glue", "picture"),
+)
 
 
 @click.command()

@@ -30,8 +30,6 @@ print(used.user + used.system)
 """
 
 
-
-
 def measure(size: str, starts: int) -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed on a device is compiled once
     config = corpus(size)

@@ -42,9 +42,7 @@ class CorpusIndex:
         self._damaged: set[str] = set()
         self._dimensions: Final = dimensions
         self._lock: Final = FolderLock(folder / CACHES_LOCK) if owner else None
-        self.papers: Final = PaperStore(
-            folder / "papers.db", read_only=not owner, mapped_bytes=self._fits.mapped_bytes
-        )
+        self.papers: Final = PaperStore(folder / "papers.db", read_only=not owner, mapped_bytes=self._fits.mapped_bytes)
         self._open_caches(writable=self._lock is not None and self._lock.acquire())
         if owner:
             sync_folder(folder)

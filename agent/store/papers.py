@@ -82,9 +82,7 @@ class PaperStore:
     Every method raises CorpusError when the file is damaged, locked for long, or the disk is full.
     """
 
-    def __init__(
-        self, path: Path, *, read_only: bool = False, mapped_bytes: Callable[[int], int] = unmapped
-    ) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False, mapped_bytes: Callable[[int], int] = unmapped) -> None:
         """Open, and create or migrate unless `read_only`. Raises CorpusError when the file is no corpus.
 
         `mapped_bytes` says how much of a file of so many bytes to read through a memory map.
