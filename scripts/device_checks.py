@@ -3,7 +3,6 @@
 Runs there with Debian's own Python, so it imports nothing else.
 """
 
-import datetime as dt
 import json
 import re
 import subprocess
@@ -43,7 +42,6 @@ from device_tools import (
 
 WATCHDOG_S = 4
 STOP_S = 5
-PAGE = Path(__file__).parents[1] / "docs" / "device-checks.md"
 
 results: list[dict[str, str]] = []
 found_before: set[str] = set()
@@ -335,19 +333,12 @@ def main() -> None:
 
 def report(file: str, suite: str, arch: str) -> None:
     """Put the results of this suite into the page, and exit 1 if a check failed."""
+    from check_report import table, write_section  # beside this file, but not in the container
+
     found = json.loads(Path(file).read_text("utf-8"))
-    rows = [f"| {check['check']} | {check['result']} | {check['seen']} |" for check in found["checks"]]
-    today = dt.datetime.now(dt.UTC).date()
-    head = f"## {suite} {arch}\n\n{today}, package {found['version']}, systemd {found['systemd']}.\n\n"
-    section = head + "| | holds | seen |\n|---|---|---|\n" + "\n".join(rows) + "\n"
-    text = PAGE.read_text("utf-8") if PAGE.exists() else ""
-    text = text or (
-        "# What was checked on a booted system\n\nWritten by `scripts/test-device`: the package installed in a booted "
-        "systemd-nspawn container on a development machine.\nNo Raspberry Pi was at hand; times are those of that "
-        "machine.\n"
-    )
-    parts = [part for part in re.split(r"\n(?=## )", text) if not part.startswith(f"## {suite} {arch}\n")]
-    PAGE.write_text("\n".join(part.rstrip("\n") + "\n" for part in [*parts, section]), "utf-8")
+    rows = [(check["check"], check["result"], check["seen"]) for check in found["checks"]]
+    facts = f"package {found['version']}, systemd {found['systemd']}"
+    write_section(f"{suite} {arch}", facts, table(("", "holds", "seen"), rows))
     sys.exit(any(check["result"] != "yes" for check in found["checks"]))
 
 
