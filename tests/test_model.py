@@ -27,7 +27,7 @@ from agent.model.bert import BertConfig, write_graph
 from agent.model.install import install, verify
 from agent.paths import find_model
 from agent.protocol.manifest import ModelManifest, PyPISource, dump_manifest, parse_manifest
-from agent.search.embedder import Embedder, plan_batches
+from agent.search.embedder import Embedder, plan_batches, session_options
 
 NAME = "tiny"
 BERT = BertConfig(
@@ -155,7 +155,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("int8", [False, True])
 def test_the_graph_computes_what_the_formulas_say(pooling: str, int8: bool, published: Path, tmp_path: Path) -> None:
     write_graph(published / "model.safetensors", BERT, manifest(pooling=pooling), tmp_path / "g.onnx", int8=int8)
-    session = onnxruntime.InferenceSession(tmp_path / "g.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "g.onnx", session_options())
     for ids in ([2, 4, 5, 6, 3], [2, 7, 3], [2, *range(4, 16), 3]):
         given_ids = np.array([ids])
         vector = session.run(None, {"input_ids": given_ids, "attention_mask": np.ones_like(given_ids)})[0][0]

@@ -2,7 +2,9 @@
 
 The recipe: activations are quantised per token to u8 at run time, weights per output channel to s8 at build
 time, both by standard ONNX operators. Unlike per-tensor dynamic quantisation, a text's vector then depends
-neither on its neighbours in the batch nor on the processor. Layer norm, softmax and GELU stay in float.
+neither on its neighbours in the batch nor on the processor. Layer norm, softmax and GELU stay in float, but
+their sums are doubles: each processor, and each length of a batch, adds floats up in an order of its own, and the last
+bit of a float decides here and there how an activation is rounded. Through six layers that grew to a cosine of 0.9986.
 
 Graph inputs: input_ids, attention_mask (both int64, batch x tokens). Output: embedding (f32, batch x dimensions),
 pooled and L2-normalised.
@@ -23,6 +25,7 @@ from agent.errors import ModelError, validation_place
 from agent.protocol.manifest import CONVERTIBLE, ModelManifest
 
 OPSET = 17
+FLOAT, UINT8, DOUBLE = 1, 2, 11  # ONNX's numbers of the types that a Cast is told
 IR_VERSION = 8
 MASKED = -10_000.0
 """Added to the scores of padding: exp() of it is exactly 0 in f32."""
@@ -163,7 +166,7 @@ class _GraphBuilder:
         words = self.weights.get("embeddings.word_embeddings.weight")
         if self.int8:
             values, scale = quantise_rows(words)
-            rows = self.op("Cast", self.op("Gather", self.mapped(values), "input_ids"), to=1)
+            rows = self.op("Cast", self.op("Gather", self.mapped(values), "input_ids"), to=FLOAT)
             word = self.op("Mul", rows, self.op("Gather", self.constant(scale[:, None]), "input_ids"))
         else:
             word = self.op("Gather", self.constant(words), "input_ids")
@@ -175,7 +178,7 @@ class _GraphBuilder:
         return self.layer_norm(self.op("Add", word, here), "embeddings.LayerNorm")
 
     def attention_bias(self) -> str:
-        kept = self.op("Cast", self.op("Unsqueeze", "attention_mask", self.ints(1, 2)), to=1)
+        kept = self.op("Cast", self.op("Unsqueeze", "attention_mask", self.ints(1, 2)), to=FLOAT)
         return self.op("Mul", self.op("Sub", self.scalar(1.0), kept), self.scalar(MASKED))
 
     def layer(self, hidden: str, bias: str, prefix: str) -> str:
@@ -197,14 +200,14 @@ class _GraphBuilder:
         query, key, value = (self.op("Gather", by_head, self.int_scalar(which), axis=0) for which in range(3))
         scores = self.op("MatMul", query, self.op("Transpose", key, perm=[0, 1, 3, 2]))
         scores = self.op("Add", self.op("Mul", scores, self.scalar(1 / math.sqrt(size))), bias)
-        context = self.op("MatMul", self.op("Softmax", scores, axis=-1), value)
+        context = self.op("MatMul", self.softmax(scores), value)
         back = self.op("Transpose", context, perm=[0, 2, 1, 3])
         return self.op("Reshape", back, self.ints(0, 0, self.config.hidden_size))
 
     def pooled(self, hidden: str) -> str:
         if self.pooling == "cls":
             return self.op("Gather", hidden, self.int_scalar(0), axis=1)
-        kept = self.op("Cast", self.op("Unsqueeze", "attention_mask", self.ints(2)), to=1)
+        kept = self.op("Cast", self.op("Unsqueeze", "attention_mask", self.ints(2)), to=FLOAT)
         total = self.op("ReduceSum", self.op("Mul", hidden, kept), self.ints(1), keepdims=0)
         return self.op("Div", total, self.op("ReduceSum", kept, self.ints(1), keepdims=0))
 
@@ -226,10 +229,10 @@ class _GraphBuilder:
         largest = self.op("ReduceMax", self.op("Abs", x), axes=[-1], keepdims=1)
         token_scale = self.op("Div", self.op("Max", largest, self.scalar(1e-8)), self.scalar(127.0))
         shifted = self.op("Add", self.op("Round", self.op("Div", x, token_scale)), self.scalar(128.0))
-        quantised = self.op("Cast", shifted, to=2)  # uint8
+        quantised = self.op("Cast", shifted, to=UINT8)
         product = self.op("MatMulInteger", quantised, self.constant(values.T), self.zero_point())
         scaled = self.op(
-            "Mul", self.op("Mul", self.op("Cast", product, to=1), token_scale), self.constant(channel_scale)
+            "Mul", self.op("Mul", self.op("Cast", product, to=FLOAT), token_scale), self.constant(channel_scale)
         )
         return self.op("Add", scaled, bias)
 
@@ -241,7 +244,17 @@ class _GraphBuilder:
         hidden = self.config.hidden_size
         scale = self.constant(self.weights.get(f"{name}.weight", hidden))
         shift = self.constant(self.weights.get(f"{name}.bias", hidden))
-        return self.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=self.config.layer_norm_eps)
+        off = self.op("Sub", x, self.mean(x))
+        variance = self.op("Add", self.mean(self.op("Mul", off, off)), self.scalar(self.config.layer_norm_eps))
+        return self.op("Add", self.op("Mul", self.op("Div", off, self.op("Sqrt", variance)), scale), shift)
+
+    def softmax(self, x: str) -> str:
+        powers = self.op("Exp", self.op("Sub", x, self.op("ReduceMax", x, axes=[-1], keepdims=1)))
+        total = self.op("ReduceSum", self.op("Cast", powers, to=DOUBLE), self.ints(-1), keepdims=1)
+        return self.op("Div", powers, self.op("Cast", total, to=FLOAT))
+
+    def mean(self, x: str) -> str:
+        return self.op("Cast", self.op("ReduceMean", self.op("Cast", x, to=DOUBLE), axes=[-1], keepdims=1), to=FLOAT)
 
     # -- nodes and constants ----------------------------------------------------------------------------------
 

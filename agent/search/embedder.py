@@ -44,14 +44,11 @@ class Embedder:
         self._tokenizer = tokenizer
 
         onnxruntime.set_default_logger_severity(3)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # several single-threaded runs beat one run on several threads
-        options.inter_op_num_threads = 1
-        options.enable_mem_pattern = False  # plans are kept by shape, and every text has another length
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         model_path = folder / "model.onnx"
         try:
-            self._session = onnxruntime.InferenceSession(str(model_path), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                str(model_path), session_options(), providers=["CPUExecutionProvider"]
+            )
         except Exception as error:
             raise ModelError(
                 f"{model_path} cannot be loaded: {error}",
@@ -128,6 +125,19 @@ class Embedder:
                 f"the model gives vectors of {output.shape[-1]} dimensions, model.yaml says {self.dimensions}"
             )
         return unit(output if output.ndim == 2 else pool_tokens(output, mask, self.manifest.pooling))  # noqa: PLR2004
+
+
+def session_options() -> Any:
+    """How onnxruntime is to run a model here."""
+    options = onnx_runtime().SessionOptions()
+    options.intra_op_num_threads = 1  # several single-threaded runs beat one run on several threads
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # plans are kept by shape, and every text has another length
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # x86-64 processors without VNNI would add products up in 16 bits, which overflow: the vectors would be less good,
+    # and not those of other processors, which do not look at this.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
 
 
 def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
