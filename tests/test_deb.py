@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from agent.paths import SYSTEM_CONFIG, SYSTEM_DATA_DIR
 
-BUILD = (ROOT / "scripts" / "build-deb").read_text("utf-8")
+BUNDLE = (ROOT / "scripts" / "bundle").read_text("utf-8")
 SCRIPTS = ROOT / "scripts" / "deb"
 
 WITHOUT = """
@@ -33,7 +33,7 @@ for arguments in (["corpus", "import", "--sample"], ["search", "spheres"], ["cor
 
 
 def test_the_agent_runs_without_what_the_package_leaves_out(tmp_path: Path) -> None:
-    left_out = re.search(r"^unneeded='(.*)'$", BUILD, re.MULTILINE)
+    left_out = re.search(r"^unneeded='(.*)'$", BUNDLE, re.MULTILINE)
     assert left_out
     names = {name.replace("-", "_") for name in left_out[1].split("|")} | {"onnx", "safetensors", "google"}
     code = WITHOUT.format(absent=names)
