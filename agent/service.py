@@ -42,12 +42,16 @@ class MQTTSearchService:
     await MQTTSearchService().run_forever()
     """
 
-    def __init__(self, config: Config | None = None) -> None:
-        """Without a configuration, the one that the command line would use. Raises ConfigError."""
+    def __init__(self, config: Config | None = None, *, sample: bool = False) -> None:
+        """Without a configuration, the one that the command line would use. Raises ConfigError.
+
+        With `sample`, a corpus that never held a paper begins with the sample papers.
+        """
         self.config: Final = config or load_config(find_config_file(None))
         if not (self.config.local_broker.enabled or self.config.aws_iot.enabled):
             raise ConfigError("no broker is enabled, so nobody could ask", path="local_broker.enabled")
         self.api: Final = SearchAPI(self.config)
+        self._sample: Final = sample
         self._channels: list[Channel] = []
         self._cloud: CloudLink | None = None
         self._shadows: list[ShadowSync] = []
@@ -174,13 +178,28 @@ class MQTTSearchService:
 
     def _open(self) -> str:
         """Open the corpus and ask a first question; how the agent does, in words."""
-        self.api.open(owner=True)
+        engine = self.api.open(owner=True).engine
+        if self._sample and not engine.index.papers.last_change():
+            self._import_sample()
         # The first question loads code and pages that every later one finds in memory: ask it ourselves. What fails
         # here would fail every client: it is noted and mended while the agent runs.
         proven = self._prove()
         if self._cloud:
             self._configurator.start()  # what the shadow last set holds without a network, too
         return proven
+
+    def _import_sample(self) -> None:
+        from agent.corpus.importer import import_papers, read_vectors
+        from agent.corpus.sample import SAMPLE_PAPERS, SAMPLE_VECTORS, sample_fits
+
+        model = self.config.model.name
+        try:
+            vectors = read_vectors(SAMPLE_VECTORS, self.api.dimensions) if sample_fits(model) else None
+            report = import_papers(str(SAMPLE_PAPERS), self.api.engine.index, model, vectors=vectors)
+        except AgentError as error:
+            log.error("the sample corpus cannot be imported: %s", error.message)  # noqa: TRY400  the message says it all
+        else:
+            log.info("no papers yet: imported the sample corpus of %d", report.added)
 
     # -- settings -----------------------------------------------------------------------------------------------
 

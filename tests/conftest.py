@@ -189,8 +189,17 @@ def client(broker: Mosquitto) -> Iterator[Client]:
 class AgentProcess:
     """`arxplorer-agent run` with a corpus and a broker, as systemd would start it."""
 
-    def __init__(self, data_dir: Path, port: int, *, config: Path | None = None, **environment: str) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        port: int,
+        *,
+        config: Path | None = None,
+        arguments: list[str] | None = None,
+        **environment: str,
+    ) -> None:
         self.data_dir, self.port = data_dir, port
+        self.arguments = arguments or []
         self.options = ["--config", str(config)] if config else []
         self.environment = {
             **os.environ,
@@ -203,7 +212,7 @@ class AgentProcess:
 
     def spawn(self) -> "AgentProcess":
         with self.log.open("ab") as log:
-            command = [COMMAND, *self.options, "--data-dir", str(self.data_dir), "run"]
+            command = [COMMAND, *self.options, "--data-dir", str(self.data_dir), "run", *self.arguments]
             self.process = subprocess.Popen(command, env=self.environment, stderr=log, cwd=self.data_dir.parent)
         return self
 

@@ -300,6 +300,19 @@ def test_an_agent_without_papers_says_so_and_answers_once_they_are_imported(
     wait_until(lambda: "results" in (answer := client.ask(QUESTION)) and answer["results"] and first(answer) == ANSWER)
 
 
+def test_an_agent_told_to_begins_with_the_sample_papers_once(start_agent, tmp_path, broker, client) -> None:
+    (tmp_path / "data").mkdir()
+    agent = start_agent(tmp_path / "data", broker.port, arguments=["--sample"])
+    answer = client.ask(QUESTION)
+    assert (first(answer), answer["metadata"]["mode"]) == (ANSWER, "hybrid")
+    exported = run_command("corpus", "export", data_dir=agent.data_dir).stdout.splitlines()
+    papers = [json.loads(line)["arxiv_id"] for line in exported]
+    assert run_command("corpus", "remove", *papers, data_dir=agent.data_dir).returncode == 0
+    agent.stop()
+    agent.start()
+    assert client.ask(QUESTION)["results"] == []
+
+
 def test_the_running_agent_embeds_what_was_imported_without_vectors(agent: AgentProcess, client: Client) -> None:
     rows = [{"arxiv_id": f"2401.{i:05d}", "title": f"Zebrafish migration {i}", "abstract": "Fish."} for i in range(5)]
     data = "\n".join(map(json.dumps, rows)).encode()

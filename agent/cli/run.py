@@ -6,8 +6,9 @@ from agent.cli.context import State, pass_state
 
 
 @click.command()
+@click.option("--sample", is_flag=True, help="Begin with the sample papers where the corpus never held any.")
 @pass_state
-def run(state: State) -> None:
+def run(state: State, sample: bool) -> None:
     """Run the agent: answer requests from the local broker until SIGTERM."""
     import asyncio
     import faulthandler
@@ -20,7 +21,7 @@ def run(state: State) -> None:
 
     faulthandler.enable()  # a crash in native code, or systemd's watchdog, leaves every thread's place in the log
     set_up_logging(state.config.logging.level)
-    asyncio.run(MQTTSearchService(state.config).run_forever())
+    asyncio.run(MQTTSearchService(state.config, sample=sample).run_forever())
     # Everything is stopped in order. Python would still wait for a thread in the middle of building an index.
     logging.shutdown()
     sys.stdout.flush()
