@@ -9,6 +9,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "device-checks.md"
 HEAD = """# What was checked, and on what
 
 Written by `scripts/test-device`: the package installed in a booted systemd-nspawn container on a development machine.
+`scripts/test-container` adds what it saw of the image, under podman; `scripts/test-arm64` the arm64 package, emulated.
 No Raspberry Pi was at hand; times are those of that machine.
 """
 
