@@ -90,9 +90,9 @@ def main(suite: str, facts: str, reference: str, folder: str, *processors: str) 
         rows.append([check, *(seen if result == "yes" else f"NO: {seen}" for result, seen in cells)])
         failed += [f"{name}: {row}" for name, row in zip(columns, rows[-1][1:], strict=True) if row.startswith("NO: ")]
     words = (
-        "Emulated by QEMU on an x86-64 machine, not a Raspberry Pi: it shows that all of it runs and finds the same, "
-        "and says nothing about speed. Written by `scripts/test-arm64`. Vectors and lists are of the sample corpus: a "
-        f"cosine of {COSINE} is needed, and equal lists up to swaps of scores within {TOLERANCE}.\n\n"
+        "By `scripts/test-arm64`: emulated by QEMU on an x86-64 machine, no Raspberry Pi. It shows that all of it\n"
+        "runs and finds the same, and says nothing about speed. Vectors and lists are of the sample corpus; a\n"
+        f"cosine of {COSINE} is needed, and lists that are equal but for swaps of scores within {TOLERANCE}.\n\n"
     )
     write_section(f"{suite} arm64, emulated", facts, words + table(("", *columns), rows))
     sys.exit("\n".join(["test-arm64: does not hold:", *failed]) if failed else 0)
