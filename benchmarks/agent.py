@@ -74,6 +74,11 @@ def running_agent(data_dir: Path) -> Iterator[RunningAgent]:
         yield agent
 
 
+async def answered(agent: RunningAgent) -> None:
+    """Wait until the agent answers."""
+    await (await ready_client(agent)).disconnect()
+
+
 async def ready_client(agent: RunningAgent) -> AWSIoTMQTTClient:
     """A connected client of an agent that has answered."""
     client = agent.client()

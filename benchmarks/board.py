@@ -9,17 +9,18 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 
 from agent.device.host import memory_mb
-from benchmarks.agent import RunningAgent, agent_command, ready_client, running, running_broker
+from agent.footprint import MIB
+from benchmarks.agent import RunningAgent, agent_command, answered, ready_client, running, running_broker
 from benchmarks.data import OUTPUT, corpus, queries
 from benchmarks.report import percentiles, publish
 
 CGROUPS = Path("/sys/fs/cgroup")
-MIB = 1024 * 1024
 
 
 class MemoryGroup:
@@ -51,9 +52,11 @@ class MemoryGroup:
     def _put(self, name: str, value: int) -> None:
         (self.folder / name).write_text(str(value), "ascii")
 
-    def remove(self) -> None:
-        """Once its processes have ended."""
-        self.folder.rmdir()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.folder.rmdir()  # its processes have ended
 
 
 def _read(file: Path) -> str:
@@ -63,15 +66,6 @@ def _read(file: Path) -> str:
         return ""
 
 
-@contextmanager
-def memory_group(limit_mib: int) -> Iterator[MemoryGroup]:
-    group = MemoryGroup(limit_mib)
-    try:
-        yield group
-    finally:
-        group.remove()
-
-
 def measure(size: str, limit_mib: int, blocks: int, block: int) -> None:
     folder = corpus(size).data_dir
     copy = OUTPUT / f"board-{size}"
@@ -79,13 +73,13 @@ def measure(size: str, limit_mib: int, blocks: int, block: int) -> None:
     shutil.copytree(folder, copy, symlinks=True)
     try:
         with ExitStack() as stack:
-            group = stack.enter_context(memory_group(limit_mib))
+            group = stack.enter_context(MemoryGroup(limit_mib))
             _forget_files([copy, Path(sys.prefix)])  # whoever reads them first pays for them
             brokers = [stack.enter_context(running_broker()) for _ in range(2)]
             limited = stack.enter_context(running(group.command(agent_command(copy)), brokers[0], copy))
-            asyncio.run(_warm(limited))
+            asyncio.run(answered(limited))
             free = stack.enter_context(running(agent_command(folder), brokers[1], folder))
-            asyncio.run(_warm(free))
+            asyncio.run(answered(free))
             times = asyncio.run(_interleave(limited, free, queries(blocks * block), block))
             rows = {
                 f"within {limit_mib} MiB": percentiles(times["limited"]) | _memory(limited),
@@ -107,10 +101,6 @@ def measure(size: str, limit_mib: int, blocks: int, block: int) -> None:
 
 def _memory(agent: RunningAgent) -> dict[str, float]:
     return {f"{kind}_mib": mib for kind, mib in (memory_mb(agent.process.pid) or {}).items()}
-
-
-async def _warm(agent: RunningAgent) -> None:
-    await (await ready_client(agent)).disconnect()
 
 
 async def _interleave(
