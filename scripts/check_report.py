@@ -2,7 +2,7 @@
 
 import datetime as dt
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "docs" / "device-checks.md"
@@ -39,3 +39,10 @@ def write_section(title: str, facts: str, body: str, *, page: Path = PAGE) -> No
     else:
         sections.append(section)
     page.write_text("\n".join(part.rstrip("\n") + "\n" for part in [head, *sections]), "utf-8")
+
+
+def write_checks(title: str, facts: str, checks: Sequence[Mapping[str, str]], *, page: Path = PAGE) -> bool:
+    """The section of what was checked on one system, by `check`, `result` and `seen`; whether all of it holds."""
+    rows = [(check["check"], check["result"], check["seen"]) for check in checks]
+    write_section(title, facts, table(("", "holds", "seen"), rows), page=page)
+    return all(check["result"] == "yes" for check in checks)

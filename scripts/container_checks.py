@@ -5,14 +5,13 @@ import json
 import os
 import re
 import stat
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from check_report import table, write_section
-from device_tools import HANGS, FailedError, holds, run, seconds, until
+from check_report import write_checks
+from device_tools import HANGS, holds, run, seconds, tried, until
 
 from agent import __version__
 from agent.local_cloud.mosquitto import Mosquitto
@@ -266,21 +265,15 @@ def main() -> None:
     folder.chmod(0o755)  # the container's user goes through it
     results = []
     with broker:
-        for check in CHECKS:
-            name = check.__name__.replace("_", " ")
-            try:
-                results.append({"check": name, "result": "yes", "seen": check()})
-            except (FailedError, OSError, ValueError, subprocess.SubprocessError) as error:
-                results.append({"check": name, "result": "NO", "seen": re.sub(r"\s+", " ", str(error))[-300:]})
-            print(results[-1], file=sys.stderr)
+        for outcome in tried(CHECKS):
+            results.append(outcome)
+            print(outcome, file=sys.stderr)
     said = f"image {__version__} by `scripts/test-container`, podman {podman('--version').split()[-1]}"
     if cpuinfo:
         emulator = run("qemu-aarch64-static", "--version").split()[2]
         said += f", emulated by QEMU {emulator} as a Cortex-A72: times say nothing"
     said += "; a root file system of Debian stood in for the official Python image"
-    rows = [(result["check"], result["result"], result["seen"]) for result in results]
-    write_section(f"container {arch}", said, table(("", "holds", "seen"), rows))
-    sys.exit(any(result["result"] != "yes" for result in results))
+    sys.exit(not write_checks(f"container {arch}", said, results))
 
 
 if __name__ == "__main__":

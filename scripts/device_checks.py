@@ -4,7 +4,6 @@ Runs there with Debian's own Python, so it imports nothing else.
 """
 
 import json
-import re
 import subprocess
 import sys
 import time
@@ -25,7 +24,6 @@ from device_tools import (
     PAPERS,
     PROGRAM,
     UNIT,
-    FailedError,
     agent,
     answers,
     files,
@@ -37,6 +35,7 @@ from device_tools import (
     seconds,
     show,
     starved,
+    tried,
     until,
 )
 
@@ -319,27 +318,22 @@ CHECKS = (
 
 def main() -> None:
     version = run("dpkg-deb", "-f", "/root/this.deb", "Version").strip()
-    for check in CHECKS:
-        name = check.__name__.replace("_", " ")
-        try:
-            results.append({"check": name, "result": "yes", "seen": check()})
-        except (FailedError, OSError, ValueError, subprocess.SubprocessError) as error:
-            results.append({"check": name, "result": "NO", "seen": re.sub(r"\s+", " ", str(error))[-300:]})
+    for outcome in tried(CHECKS):
+        results.append(outcome)
+        if outcome["result"] != "yes":
             print(run("journalctl", "-u", UNIT, "-b", "--no-pager", "-n", "40", check=False))
-        print(results[-1])
+        print(outcome)
     system = run("systemctl", "--version").split()[1]
     Path("/root/results.json").write_text(json.dumps({"version": version, "systemd": system, "checks": results}))
 
 
 def report(file: str, suite: str, arch: str) -> None:
     """Put the results of this suite into the page, and exit 1 if a check failed."""
-    from check_report import table, write_section  # beside this file, but not in the container
+    from check_report import write_checks  # beside this file, but not in the container
 
     found = json.loads(Path(file).read_text("utf-8"))
-    rows = [(check["check"], check["result"], check["seen"]) for check in found["checks"]]
     facts = f"package {found['version']}, systemd {found['systemd']}"
-    write_section(f"{suite} {arch}", facts, table(("", "holds", "seen"), rows))
-    sys.exit(any(check["result"] != "yes" for check in found["checks"]))
+    sys.exit(not write_checks(f"{suite} {arch}", facts, found["checks"]))
 
 
 if __name__ == "__main__":

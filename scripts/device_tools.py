@@ -1,12 +1,13 @@
 """What the checks of scripts/device_checks.py do things with, and the code that they run in the agent or beside it."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -159,6 +160,16 @@ def starved(share: float) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def tried(checks: Iterable[Callable[[], str]]) -> Iterator[dict[str, str]]:
+    """What became of each check, in order: its name as a sentence, whether it holds, what was seen."""
+    for check in checks:
+        name = check.__name__.replace("_", " ")
+        try:
+            yield {"check": name, "result": "yes", "seen": check()}
+        except (FailedError, OSError, ValueError, subprocess.SubprocessError) as error:
+            yield {"check": name, "result": "NO", "seen": re.sub(r"\s+", " ", str(error))[-300:]}
 
 
 def seconds(value: float) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from check_report import HEAD, PAGE, table, write_section
+from check_report import HEAD, PAGE, table, write_checks, write_section
 
 HERS = "## bookworm arm64, emulated\n\n2026-01-02, package 1.\n\nAnother script's words.\n\n### More\n\n- of them\n"
 
@@ -44,6 +44,13 @@ def test_writing_the_same_again_changes_nothing_and_a_page_is_made_where_there_i
 def test_what_a_check_saw_cannot_break_its_table() -> None:
     rows = [("dpkg", "NO", "a | b\nc")]
     assert table(("", "holds", "seen"), rows) == "| | holds | seen |\n|---|---|---|\n| dpkg | NO | a \\| b c |\n"
+
+
+@pytest.mark.parametrize("result", ["yes", "NO"])
+def test_one_check_that_does_not_hold_is_written_down_and_told(tmp_path: Path, result: str) -> None:
+    checks = [{"check": "it runs", "result": "yes", "seen": "1 s"}, {"check": "it ends", "result": result, "seen": "x"}]
+    assert write_checks("one", "package 1", checks, page=tmp_path / "page.md") is (result == "yes")
+    assert f"| it runs | yes | 1 s |\n| it ends | {result} | x |\n" in (tmp_path / "page.md").read_text("utf-8")
 
 
 def test_the_page_in_the_repository_begins_as_a_new_one_would() -> None:
