@@ -1,6 +1,7 @@
 """The running agent: opens the corpus, connects, answers, keeps its indexes up to date, reports, stops in order."""
 
 import asyncio
+import itertools
 import logging
 import signal
 import time
@@ -190,11 +191,12 @@ class MQTTSearchService:
 
     def _import_sample(self) -> None:
         from agent.corpus.importer import import_papers, read_vectors
-        from agent.corpus.sample import SAMPLE_PAPERS, SAMPLE_VECTORS, sample_fits
+        from agent.corpus.sample import SAMPLE_PAPERS, sample_vectors
 
         model = self.config.model.name
+        given = sample_vectors(model)
         try:
-            vectors = read_vectors(SAMPLE_VECTORS, self.api.dimensions) if sample_fits(model) else None
+            vectors = read_vectors(given, self.api.dimensions) if given else None
             report = import_papers(str(SAMPLE_PAPERS), self.api.engine.index, model, vectors=vectors)
         except AgentError as error:
             log.error("the sample corpus cannot be imported: %s", error.message)  # noqa: TRY400  the message says it all
@@ -236,11 +238,12 @@ class MQTTSearchService:
 
     async def _follow_corpus(self) -> None:
         """Notice what commands wrote into papers.db, make it searchable, and embed what has no vector."""
-        starting = True
-        while True:
+        for turn in itertools.count():
             try:
                 self._job = self._upkeep.submit(self._upkeep_once)
                 await asyncio.wrap_future(self._job)
+                if turn == 1:  # not sooner: questions that have waited for the agent come first
+                    await asyncio.wrap_future(self._upkeep.submit(host.release_memory))
             except AgentError as error:
                 log.error("following the corpus failed: %s", error.message)  # noqa: TRY400  the message says it all
             except Exception:
@@ -249,10 +252,6 @@ class MQTTSearchService:
                 async with asyncio.timeout(FOLLOW_INTERVAL_S):
                     await self._follow_now.wait()
             self._follow_now.clear()
-            if starting:
-                starting = False
-                # Not sooner: questions that have waited for the agent come first.
-                await asyncio.wrap_future(self._upkeep.submit(host.release_memory))
 
     def _upkeep_once(self) -> None:
         engine = self.api.engine

@@ -98,13 +98,14 @@ class Trial:
         self._pool = ThreadPoolExecutor(1)
         self.file = HeartbeatFile(folder, environment={})
         self.liveness = Liveness(lambda: self.answers, self._ask, lambda: self._pool, self.file)
+        self.proven: str | None = None
 
     def _ask(self) -> str:
         self.asked += 1
         return self.prove()
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self.liveness.run())
+        self._task = asyncio.create_task(self.liveness.run(self.proven))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -131,6 +132,20 @@ async def test_an_idle_agent_asks_itself(trial: Trial, manager: Manager, tmp_pat
     await until(lambda: "STOPPING=1" in manager.lines)
     with pytest.raises(NotReadyError, match="no agent runs"):
         seconds_since_beat(tmp_path, environment={})
+
+
+async def test_what_was_proved_while_starting_is_not_proved_again_at_once(trial: Trial, manager: Manager) -> None:
+    said_before: list[str] = []
+
+    def prove() -> str:
+        wait_until(lambda: manager.fed() > 0)  # never, if this comes first: `until` below would give up
+        said_before.extend(manager.lines)
+        return "answering again"
+
+    trial.proven, trial.prove = "degraded: as at the start", prove
+    async with trial:
+        await until(lambda: "STATUS=answering again" in manager.lines)
+    assert (said_before[0], "STATUS=degraded: as at the start" in said_before) == ("READY=1", True)
 
 
 async def test_a_busy_agent_is_not_asked(trial: Trial, manager: Manager) -> None:

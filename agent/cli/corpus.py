@@ -32,7 +32,7 @@ def import_(state: State, file: str | None, vectors: Path | None, no_embed: bool
     import msgspec
 
     from agent.corpus.importer import ImportReport
-    from agent.corpus.sample import SAMPLE_PAPERS, SAMPLE_VECTORS, sample_fits
+    from agent.corpus.sample import SAMPLE_PAPERS, sample_vectors
     from agent.errors import AgentError
     from agent.search import SearchAPI
 
@@ -40,7 +40,7 @@ def import_(state: State, file: str | None, vectors: Path | None, no_embed: bool
         if file or vectors:
             raise click.UsageError("give either --sample or FILE, with --vectors where you have them")
         file = str(SAMPLE_PAPERS)
-        vectors = SAMPLE_VECTORS if sample_fits(state.config.model.name) else None
+        vectors = sample_vectors(state.config.model.name)
     if not file:
         raise click.UsageError("give a FILE, - for standard input, or --sample")
     report = ImportReport()

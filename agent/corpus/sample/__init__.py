@@ -9,9 +9,9 @@ SAMPLE_VECTORS: Final = Path(__file__).parent / "vectors.npy"
 SAMPLE_MODEL: Final = "all-MiniLM-L6-v2"
 
 
-def sample_fits(model: str) -> bool:
-    """Whether the vectors that ship are of this model; for another one the papers are embedded like any other."""
-    return model == SAMPLE_MODEL
+def sample_vectors(model: str) -> Path | None:
+    """The file of the vectors that ship, if they are of this model; else the papers are embedded like any other."""
+    return SAMPLE_VECTORS if model == SAMPLE_MODEL else None
 
 
 def sample_ids() -> tuple[str, ...]:
