@@ -130,10 +130,13 @@ def verify(state: State, as_json: bool) -> None:
 def rebuild(state: State, as_json: bool) -> None:
     """Make the indexes again from the papers, and papers.db from its whole rows where it is damaged."""
     from agent.corpus.upkeep import rebuild as rebuild_corpus
+    from agent.footprint import footprint
     from agent.search.api import find_manifest
 
     name = state.config.model.name
-    done = rebuild_corpus(_folder(state), name, find_manifest(state.config.data_dir, name).dimensions)
+    dimensions = find_manifest(state.config.data_dir, name).dimensions
+    fits = footprint(state.config.limits.memory_mb)
+    done = rebuild_corpus(_folder(state), name, dimensions, fits=fits)
     if as_json:
         salvaged = done.salvaged._asdict() if done.salvaged else None
         print_json({"papers": done.papers, "vectors": done.vectors, "salvaged": salvaged})

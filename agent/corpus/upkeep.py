@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent.errors import CorpusError
+from agent.footprint import Footprint
 from agent.paths import sync_folder
 from agent.search import keywords, segments
 from agent.search.corpus_index import CorpusIndex
@@ -37,7 +38,7 @@ def verify(folder: Path) -> list[str]:
     return problems
 
 
-def rebuild(folder: Path, model: str, dimensions: int) -> Rebuilt:
+def rebuild(folder: Path, model: str, dimensions: int, *, fits: Footprint | None = None) -> Rebuilt:
     """Make both indexes again from the papers; nothing is embedded again.
 
     A damaged papers.db is set aside as papers.db.damaged-TIME-N first, and a new one is made of its whole rows. Raises
@@ -49,7 +50,7 @@ def rebuild(folder: Path, model: str, dimensions: int) -> Rebuilt:
                 "an agent runs on this corpus and owns its indexes", hint="stop it first; it heals its indexes itself"
             )
         salvaged = _salvage(folder) if problems_of(folder / PAPERS) else None
-    with CorpusIndex(folder, model, dimensions, owner=True) as index:
+    with CorpusIndex(folder, model, dimensions, owner=True, fits=fits) as index:
         if not index.rebuild():
             raise CorpusError("another process has just taken this corpus over", hint="try again")
         return Rebuilt(index.papers.count(), len(index.vectors), salvaged)

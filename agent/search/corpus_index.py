@@ -145,8 +145,8 @@ class CorpusIndex:
 
     def _load_vectors(self) -> None:
         last = self.papers.last_vector()
+        rows = self._fits.segment_rows
         while True:
-            rows = self._fits.segment_rows
             run = self.papers.vectors_since(self.vectors.reached, self._model, self._dimensions, rows)
             if not len(run.keys):
                 self.vectors.reached = max(self.vectors.reached, last)  # vectors of removed papers are not missing
