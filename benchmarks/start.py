@@ -24,7 +24,7 @@ import awscrt.mqtt5, numpy, onnxruntime, sqlite3, tantivy, tokenizers, usearch.i
 tokenizers.Tokenizer.from_file(sys.argv[1] + "/tokenizer.json")
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = options.inter_op_num_threads = 1
-options.add_session_config_entry("session.x64quantprecision", "1")  # as the agent: loading takes longer where it matters
+options.add_session_config_entry("session.x64quantprecision", "1")  # as the agent does
 onnxruntime.InferenceSession(sys.argv[1] + "/model.onnx", options, providers=["CPUExecutionProvider"])
 used = os.times()
 print(used.user + used.system)

@@ -248,7 +248,8 @@ def test_what_failed_to_follow_once_is_followed_the_next_time(index: CorpusIndex
 
 
 def test_papers_are_searchable_while_the_rest_is_still_being_embedded(tmp_path, embedder, monkeypatch) -> None:
-    monkeypatch.setattr("agent.corpus.embedding.WINDOW", 8)
+    for name in ("WINDOW", "FRESH"):
+        monkeypatch.setattr(f"agent.corpus.embedding.{name}", 8)
     with CorpusIndex(tmp_path, embedder.manifest.name, embedder.dimensions, owner=True) as index:
         index.papers.put([Paper(f"2001.{i:05d}", f"word{i}") for i in range(20)])
         searchable: list[int] = []

@@ -15,7 +15,7 @@ from agent.store.generations import EMBEDDING_LOCK, FolderLock
 WINDOW: Final = 512
 """Papers sorted by length at a time: long enough that little is padding."""
 FRESH: Final = 32
-"""Papers of the next window when new ones have just come, so that those are not kept waiting."""
+"""Papers of the first window, and of the next one when new papers have just come: the newest are not kept waiting."""
 COMMIT: Final = 64
 """Vectors stored in one transaction: a crash loses at most so many."""
 
@@ -39,7 +39,7 @@ def embed_missing(
             return None
         index.catch_up()
         done = 0
-        size = WINDOW
+        size = FRESH
         while not stop() and index.papers.count() != index.papers.count_embedded(model):
             window, version = index.papers.without_vector(model, size), index.papers.data_version()
 
@@ -50,7 +50,7 @@ def embed_missing(
                 done += stored
                 if progress:
                     progress(done)
-            size = FRESH if interrupted() else WINDOW  # somebody has written papers: the newest come first
+            size = FRESH if interrupted() else WINDOW  # the newest of papers without a vector come first
             if not stop():
                 index.catch_up()  # what is embedded by now is searchable, and papers that came meanwhile
         return done
