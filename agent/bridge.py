@@ -1,8 +1,10 @@
 """Search meets MQTT: a message in, its answer at the broker, and only then the message acknowledged.
 
 A client therefore gets at least one answer to every request that the broker took: whatever happens in between, the
-broker still holds the request and delivers it again. What waits here unacknowledged is the back-pressure: the broker
-sends no more than receive-maximum at a time. Brokers that do not keep to that are told `overloaded` in the end.
+broker still holds the request and delivers it again. An answer that the link could not take is kept on disk, and so
+good as delivered: the request, delivered again, is only acknowledged. What waits here unacknowledged is the
+back-pressure: the broker sends no more than receive-maximum at a time. Brokers that do not keep to that are told
+`overloaded` in the end.
 """
 
 import asyncio
@@ -16,13 +18,16 @@ from contextlib import suppress
 from typing import Any, Final
 
 from agent.config import Config
+from agent.device.request_marks import RequestMarks
 from agent.errors import BrokerError, RequestError
 from agent.handlers import Answer, Handlers
 from agent.mqtt.connection import Connection, Publishing
-from agent.mqtt.packets import Broker, Message
+from agent.mqtt.delivery import Delivery
+from agent.mqtt.packets import Broker, Message, Outgoing
 from agent.mqtt.rate import Rate
 from agent.protocol.topics import AgentTopics
 from agent.search.api import SearchAPI
+from agent.store.outbox import Kept
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +51,22 @@ class MQTTSearchBridge:
     await bridge.setup()
     """
 
-    def __init__(self, client: Connection, search_api: SearchAPI) -> None:
+    def __init__(
+        self,
+        client: Connection,
+        search_api: SearchAPI,
+        *,
+        delivery: Delivery | None = None,
+        marks: RequestMarks | None = None,
+    ) -> None:
+        """Without `delivery`, what the link cannot take is left to the broker to ask for again.
+
+        `marks` are those of all bridges of the process.
+        """
         self.counters: Final[Counter[str]] = Counter()
         self._client = client
+        self._delivery: Final = delivery
+        self._marks: Final = marks or RequestMarks(None)
         self._api = search_api
         self._topics = topics_on(client.broker, search_api.config)
         self._handlers = Handlers(search_api, self._topics, client.largest_payload)
@@ -126,7 +144,17 @@ class MQTTSearchBridge:
             error = RequestError("expired", "the message waited longer than its expiry interval allows")
             self._send(message, self._handlers.refusal(message, error))
             return
-        answer = self._handlers.kinds[message.topic](message)
+        key = message.key
+        if self._delivery and self._delivery.holds(key):
+            self._done(message, Answer(None, "repeats"))
+            return
+        if self._marks.fatal(key):
+            log.error("a request on %r, %s, has ended the agent twice: refused", message.topic, key.hex()[:16])
+            reason = "the agent ended twice while it worked on this request; it is not tried again"
+            self._send(message, self._handlers.refusal(message, RequestError("internal", reason)))
+            return
+        with self._marks.working(key):
+            answer = self._handlers.kinds[message.topic](message)
         if message.topic == self._topics.corpus_updates:
             # It is in papers.db (or was refused): acknowledged at once, so that no later update overtakes it.
             message.acknowledge()
@@ -152,15 +180,40 @@ class MQTTSearchBridge:
 
     def _unsent(self, message: Message, answer: Answer, error: BrokerError) -> None:
         self.counters["unsent"] += 1
-        log.warning("%s", error.message)
-        if not error.final and not message.lost and not self._closing:
-            # The link stands but the broker did not answer in time: try again. Of a link that is gone the broker
-            # holds the message and delivers it again.
-            self._loop.call_later(RETRY_S, self._send, message, answer)
-        elif error.final and answer.outcome != "errors":
+        stands = self._client.connected.is_set() and not message.lost and not self._closing
+        log.log(logging.WARNING if stands or error.final else logging.INFO, "%s", error.message)
+        if error.final and answer.outcome != "errors":
             self._send(message, self._handlers.refused_by_broker(message))
+        elif error.final:
+            self._done(message, answer)
+        elif stands:
+            # The broker did not answer in time: try again.
+            self._loop.call_later(RETRY_S, self._send, message, answer)
+        elif self._delivery and answer.outgoing and not answer.passing:
+            self._delivery.keep(
+                self._lasting(message, answer.outgoing),
+                "answer",
+                lambda kept: self._kept(message, answer, kept=kept),
+                key=message.key,
+            )
         else:
-            self._done(message, answer, keep=not error.final)
+            self._done(message, answer, keep=True)
+
+    def _kept(self, message: Message, answer: Answer, *, kept: bool) -> None:
+        # On a disk that is full the broker has to hold the request for longer.
+        self.counters["kept"] += kept
+        self._done(message, answer, keep=not kept)
+
+    @staticmethod
+    def _lasting(message: Message, answer: Outgoing) -> Outgoing:
+        """An answer is worth something for as long as its request was."""
+        if message.expires is None:
+            return answer
+        return answer._replace(expiry_s=max(1, round(message.expires - time.monotonic())))
+
+    def refused_kept(self, answer: Kept) -> None:
+        """Tell whoever asked that a kept answer was set aside. On the loop."""
+        self._client.publish_soon(self._handlers.refused_answer(answer.payload))
 
     def _done(self, message: Message, answer: Answer, *, keep: bool = False) -> None:
         """The message is finished: acknowledged, unless the broker is to `keep` and deliver it again."""

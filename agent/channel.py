@@ -7,21 +7,26 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
 from contextlib import suppress
 from typing import Any, Final, Literal
 
 from agent import __version__
 from agent.bridge import MQTTSearchBridge, topics_on
+from agent.device.request_marks import RequestMarks
 from agent.errors import BrokerError
 from agent.mqtt.connection import Connection
+from agent.mqtt.delivery import Delivery
 from agent.mqtt.packets import Broker, Outgoing
 from agent.protocol.answers import encode_status
 from agent.search.api import SearchAPI
 from agent.settings import Settings
+from agent.store.outbox import Kept, Outbox
 
 log = logging.getLogger(__name__)
 
 FAREWELL_TIMEOUT_S: Final = 1.0
+STORING_TIMEOUT_S: Final = 1.0
 SERVICE: Final = "arxplorer_search"
 
 Details = dict[str, Any]
@@ -33,9 +38,13 @@ class Channel:
         name: Literal["local", "cloud"],
         broker: Broker,
         api: SearchAPI,
+        outbox: Outbox,
+        marks: RequestMarks,
+        disk: Executor,
         *,
         explain: Callable[[str], str] = str,
     ) -> None:
+        """`disk` is the thread in which the outbox is written; it and the marks are shared by all channels."""
         self.name: Final = name
         self._topics: Final = topics_on(broker, api.config)
         self._client_id: Final = broker.client_id
@@ -45,7 +54,11 @@ class Channel:
         will = self._status(self._topics.own_status, "offline", {"service": SERVICE}, retain=True)
         self.connection: Final = Connection(broker._replace(will=will), explain=explain)
         self.connection.on_connected(self._report_now.set)
-        self.bridge: Final = MQTTSearchBridge(self.connection, api)
+        link = name if name == "local" else f"{name} {self.connection.address}"
+        self.delivery: Final = Delivery(self.connection, link, outbox, disk, on_refused=self._refused)
+        self.bridge: Final = MQTTSearchBridge(self.connection, api, delivery=self.delivery, marks=marks)
+        self._told: object = None  # what the last report said, be it sent or kept
+        self._kept_at = float("-inf")  # when the last one was kept, by the monotonic clock
 
     def state(self) -> Details:
         """What the status says of this channel."""
@@ -74,6 +87,9 @@ class Channel:
     def report_soon(self) -> None:
         self._report_now.set()
 
+    def _refused(self, answer: Kept) -> None:
+        self.bridge.refused_kept(answer)
+
     async def report(self, details: Callable[[], Awaitable[Details]]) -> None:
         """Publish the status after each connect, when asked to, and at every heartbeat; until cancelled."""
         while True:
@@ -81,17 +97,31 @@ class Channel:
                 async with asyncio.timeout(self._heartbeat_s):
                     await self._report_now.wait()
             self._report_now.clear()
-            if not self.connection.connected.is_set():
-                continue
             try:
                 current = await details()
-                status = "degraded" if current["problems"] else "online"
-                await self.connection.send(self._status(self._topics.own_status, status, current, retain=True))
-                await self.connection.send(self._status(self._topics.status, status, current))
-            except BrokerError as error:
-                log.warning("status not sent: %s", error.message)
+                await self._tell("degraded" if current["problems"] else "online", current)
             except Exception:
                 log.exception("the status could not be read; search goes on")
+
+    async def _tell(self, status: str, details: Details) -> None:
+        """Publish a status; where the link is down, keep it if it says something new."""
+        own = self._status(self._topics.own_status, status, details, retain=True)
+        general = self._status(self._topics.status, status, details)
+        told = (status, details["problems"], details["corpus"], [link["connected"] for link in details["links"]])
+        if self.connection.connected.is_set():
+            try:
+                await self.connection.send(own)
+                await self.connection.send(general)
+                self._told = told
+            except BrokerError as error:
+                log.warning("status not sent: %s", error.message)
+                if not error.final:
+                    return  # the link was lost, or it is tried again at the next heartbeat
+            self.delivery.status_sent()
+        elif told != self._told and time.monotonic() - self._kept_at >= self._heartbeat_s:
+            # What is retained of an agent is its newest state alone; what it went through is for those who keep count.
+            self._told, self._kept_at = told, time.monotonic()
+            self.delivery.keep(general, "report", lambda _: None)
 
     async def close(self) -> None:
         """Finish what is under way, if it is quick, and say goodbye where somebody hears it."""
@@ -105,7 +135,10 @@ class Channel:
             with suppress(BrokerError, TimeoutError):
                 async with asyncio.timeout(FAREWELL_TIMEOUT_S):
                     await asyncio.gather(*map(self.connection.send, farewell))
-        await self.connection.stop()
+        await self.connection.stop()  # from here on what was under way counts as not sent
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STORING_TIMEOUT_S):
+                await self.delivery.close()
 
     def _status(self, topic: str, status: str, details: Details, *, retain: bool = False) -> Outgoing:
         payload = encode_status(status, details, client_id=self._client_id, timestamp=time.time())

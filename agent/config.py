@@ -145,6 +145,18 @@ class LimitsConfig(LimitSettings, frozen=True, forbid_unknown_fields=True, kw_on
     ] = 0
 
 
+class OutboxConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Of answers and of reports each."""
+
+    max_bytes: Annotated[
+        int,
+        Meta(ge=65_536, le=1_073_741_824, description="Bytes kept while a link is down, of answers and reports each."),
+    ] = 8_388_608
+    max_age_s: Annotated[
+        int, Meta(ge=60, le=31_536_000, description="Seconds after which what could not be sent is dropped.")
+    ] = 604_800
+
+
 class LoggingConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     level: Annotated[
         Literal["debug", "info", "warning", "error"],
@@ -163,6 +175,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     store: StoreConfig = field(default_factory=StoreConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    outbox: OutboxConfig = field(default_factory=OutboxConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     @property

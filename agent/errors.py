@@ -7,6 +7,7 @@
     │   └── DamagedIndexError       a search index is damaged: `part` says which; it can be made again
     ├── NotReadyError               asked before a corpus or a model is there
     ├── SettingsError               settings from the shadow cannot be put into effect, or not be kept
+    ├── StateError                  agent.db cannot be written
     ├── BrokerError                 a broker refused, or cannot be reached
     └── RequestError                a message is bad: `code` and `field` go back on the wire
 
@@ -67,6 +68,10 @@ class NotReadyError(AgentError):
 
 class SettingsError(AgentError):
     """Settings from the Device Shadow cannot be put into effect, or not be kept."""
+
+
+class StateError(AgentError):
+    """What the agent has to remember cannot be written: agent.db."""
 
 
 class BrokerError(AgentError):

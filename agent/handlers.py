@@ -36,10 +36,14 @@ GZIP_PROPERTY: Final = ("content-encoding", "gzip")
 
 
 class Answer(NamedTuple):
-    """What goes back for a message (None: nothing does), and what it counts as."""
+    """What goes back for a message (None: nothing does), and what it counts as.
+
+    One that only asks to send again, later, is `passing`: it is not worth keeping.
+    """
 
     outgoing: Outgoing | None
-    outcome: Literal["answers", "errors", "updates"]
+    outcome: Literal["answers", "errors", "updates", "repeats"]
+    passing: bool = False
 
 
 Room = Callable[[str, bytes | None], int]
@@ -78,7 +82,14 @@ class Handlers:
             with suppress(RequestError):
                 topic = self._topic(message, envelope, default)
         payload = encode_error(error, envelope, processed_by=self._api.config.thing_name, timestamp=time.time())
-        return Answer(_outgoing(message, topic, Encoded(payload)), "errors")
+        return Answer(_outgoing(message, topic, Encoded(payload)), "errors", passing=error.code == "overloaded")
+
+    def refused_answer(self, answer: bytes) -> Outgoing:
+        """Say on the results topic that an answer could not be delivered, of which only the bytes are left."""
+        envelope = read_envelope(answer)
+        error = RequestError("invalid_request", "the broker refuses messages on the topic asked for")
+        payload = encode_error(error, envelope, processed_by=self._api.config.thing_name, timestamp=time.time())
+        return Outgoing(self._topics.results_for(envelope.client_id), payload)
 
     def refused_by_broker(self, message: Message) -> Answer:
         """Say on the results topic that the broker does not let us answer on the topic asked for."""

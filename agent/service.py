@@ -6,9 +6,10 @@ import logging
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from agent import __version__
 from agent.channel import SERVICE, Channel
@@ -18,14 +19,19 @@ from agent.corpus.embedding import embed_missing
 from agent.device import host
 from agent.device.heartbeat import HeartbeatFile
 from agent.device.liveness import Liveness
+from agent.device.request_marks import RequestMarks, marks_file
 from agent.domain import SearchRequest
 from agent.errors import AgentError, ConfigError
 from agent.logs import set_level
 from agent.mqtt.connection import Connection
 from agent.mqtt.local import local_broker
+from agent.mqtt.packets import Broker
 from agent.search.api import SearchAPI
 from agent.settings import Settings
+from agent.store import agent_db
 from agent.store.accepted import AcceptedSettings
+from agent.store.agent_db import AgentDatabase
+from agent.store.outbox import Outbox
 
 if TYPE_CHECKING:
     from agent.cloud.link import CloudLink
@@ -59,9 +65,14 @@ class MQTTSearchService:
         # Settings are put into effect, and kept on disk, by one thread that a stop need not wait for.
         self._settling: Final = ThreadPoolExecutor(1, thread_name_prefix="settings")
         self._settings = Settings.of(self.config)
+        database = AgentDatabase(self.config.data_dir / agent_db.NAME)
+        self._database: Final = database
+        self._outbox: Final = Outbox(database, self.config.outbox)
+        self._marks: Final = RequestMarks(marks_file(self.config.data_dir))
+        self._disk: Final = ThreadPoolExecutor(1, thread_name_prefix="outbox")
         self._configurator: Final = Configurator(
             self._settings,
-            AcceptedSettings(self.config.data_dir / "agent.db"),
+            AcceptedSettings(database),
             owners=[self._configure],
             probe=self._probe,
         )
@@ -85,20 +96,21 @@ class MQTTSearchService:
         thing_name = self.config.thing_name
         if self.config.local_broker.enabled:
             broker = local_broker(self.config.local_broker, thing_name)
-            self._channels.append(Channel("local", broker, self.api))
+            self._channels.append(self._channel("local", broker))
         aws_iot = self.config.aws_iot
         if aws_iot.enabled:
             # Loads what reads certificates, which a device without a cloud link need not hold in memory.
             from agent.cloud.link import CloudLink, cloud_brokers, explainer
 
             explain = explainer(aws_iot)
-            cloud = [
-                Channel("cloud", broker, self.api, explain=explain) for broker in cloud_brokers(aws_iot, thing_name)
-            ]
+            cloud = [self._channel("cloud", broker, explain) for broker in cloud_brokers(aws_iot, thing_name)]
             bridges = {channel.connection: channel.bridge for channel in cloud}
             self._cloud = CloudLink(aws_iot, list(bridges), idle=lambda connection: not bridges[connection].pending)
             self._channels += cloud
             self._shadows = [self._shadow(channel.connection) for channel in cloud]
+
+    def _channel(self, name: Literal["local", "cloud"], broker: Broker, explain: Callable[[str], str] = str) -> Channel:
+        return Channel(name, broker, self.api, self._outbox, self._marks, self._disk, explain=explain)
 
     def _shadow(self, connection: Connection) -> "ShadowSync":
         """The shadow as one endpoint, that is one region, has it."""
@@ -153,8 +165,9 @@ class MQTTSearchService:
                     tasks.create_task(self._follow_corpus(), name="follow corpus"),
                 ]
                 for channel in self._channels:
-                    reporting = channel.report(self._details)
-                    loops.append(tasks.create_task(reporting, name=f"report to {channel.connection.address}"))
+                    name = channel.connection.address
+                    loops.append(tasks.create_task(channel.report(self._details), name=f"report to {name}"))
+                    loops.append(tasks.create_task(channel.delivery.run(), name=f"deliver to {name}"))
                 if self._cloud:
                     loops.append(tasks.create_task(self._cloud.run(), name="cloud link"))
                 loops += [tasks.create_task(shadow.run(), name="device shadow") for shadow in self._shadows]
@@ -173,8 +186,10 @@ class MQTTSearchService:
         # Nor can settings that are put into effect: what the disk has not taken yet is wished for again.
         working = [self._settling.submit(lambda: None), *([self._job] if self._job else [])]
         self._settling.shutdown(wait=False)
+        self._disk.shutdown(wait=False)
         if not (await asyncio.to_thread(wait, working, UPKEEP_TIMEOUT_S)).not_done:
             self.api.close()
+            self._database.close()
         log.info("stopped")
 
     def _open(self) -> str:
@@ -185,6 +200,7 @@ class MQTTSearchService:
         # The first question loads code and pages that every later one finds in memory: ask it ourselves. What fails
         # here would fail every client: it is noted and mended while the agent runs.
         proven = self._prove()
+        self._outbox.load()
         if self._cloud:
             self._configurator.start()  # what the shadow last set holds without a network, too
         return proven
@@ -210,6 +226,7 @@ class MQTTSearchService:
         self._settings = settings
         self.api.engine.configure(settings.search)
         set_level(settings.logging.level)
+        self._outbox.configure(settings.outbox)
         for channel in self._channels:
             self._loop.call_soon_threadsafe(channel.configure, settings)
 
@@ -303,11 +320,12 @@ class MQTTSearchService:
                 "max_pending": self._settings.limits.max_pending,
             },
             "links": [channel.state() for channel in self._channels],
+            "outbox": self._outbox.counts(),
             "counters": dict(sum((channel.bridge.counters for channel in self._channels), Counter())),
             "memory_mb": host.memory_mb(),
             "disk_free_mb": host.disk_free_mb(self.config.data_dir),
             "temperature_c": host.temperature_c(),
-            "problems": self.api.problems + self._link_problems(),
+            "problems": self.api.problems + self._link_problems() + self._delivery_problems(),
         }
 
     def _link_problems(self) -> list[str]:
@@ -315,3 +333,6 @@ class MQTTSearchService:
         for channel in self._channels:
             found += channel.connection.problems if channel.name == "local" else []
         return found
+
+    def _delivery_problems(self) -> list[str]:
+        return sorted({problem for channel in self._channels for problem in channel.delivery.problems})

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct, field
 from msgspec.inspect import FloatType, IntType, Metadata, Type, type_info
 
-from agent.config import Config, HealthConfig, LimitSettings, LoggingConfig, SearchConfig
+from agent.config import Config, HealthConfig, LimitSettings, LoggingConfig, OutboxConfig, SearchConfig
 
 ROOT: Final = "settings"
 """Where the document stands in `desired`; every path begins with it."""
@@ -39,6 +39,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     search: SearchConfig = field(default_factory=SearchConfig)
     limits: LimitSettings = field(default_factory=LimitSettings)
     health: HealthConfig = field(default_factory=HealthConfig)
+    outbox: OutboxConfig = field(default_factory=OutboxConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     @classmethod
@@ -46,7 +47,13 @@ class Settings(Struct, frozen=True, kw_only=True):
         """As config.yaml and the environment have them."""
         held = config.limits
         limits = LimitSettings(max_pending=held.max_pending, requests_per_minute=held.requests_per_minute)
-        return cls(search=config.search, limits=limits, health=config.health, logging=config.logging)
+        return cls(
+            search=config.search,
+            limits=limits,
+            health=config.health,
+            outbox=config.outbox,
+            logging=config.logging,
+        )
 
     def document(self) -> dict[str, dict[str, Any]]:
         """Section by section, as JSON has it."""

@@ -5,27 +5,41 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from agent.errors import SettingsError
-from agent.store.accepted import MAX_PUT_ASIDE, Accepted, AcceptedSettings
+from agent.store.accepted import Accepted, AcceptedSettings
+from agent.store.agent_db import MAX_PUT_ASIDE, AgentDatabase
 
 DOCUMENT = {"search": {"max_results": 5, "default_mode": "keyword"}, "later": ["ü", 1.5, True]}
 
 
 @pytest.fixture
-def accepted(tmp_path: Path) -> AcceptedSettings:
-    return AcceptedSettings(tmp_path / "agent.db")
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "agent.db"
 
 
-def test_what_was_saved_last_is_there_after_a_restart(accepted: AcceptedSettings) -> None:
-    assert accepted.load() is None
-    assert not accepted.path.exists(), "asking makes no file"
-    accepted.save({"search": {"max_results": 3}}, 1)
-    accepted.save(DOCUMENT, 7)
-    assert AcceptedSettings(accepted.path).load() == Accepted(DOCUMENT, 7)
+@contextmanager
+def opened(path: Path) -> Iterator[AcceptedSettings]:
+    """As one run of the agent has them."""
+    database = AgentDatabase(path)
+    yield AcceptedSettings(database)
+    database.close()
+
+
+def test_what_was_saved_last_is_there_after_a_restart(path: Path) -> None:
+    with opened(path) as accepted:
+        assert accepted.load() is None
+        assert not path.exists(), "asking makes no file"
+        accepted.save({"search": {"max_results": 3}}, 1)
+        accepted.save(DOCUMENT, 7)
+        assert accepted.load() == Accepted(DOCUMENT, 7)
+    with opened(path) as accepted:
+        assert accepted.load() == Accepted(DOCUMENT, 7)
 
 
 def _random(path: Path) -> None:
@@ -55,28 +69,43 @@ def _folder(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_random, _half, _flipped, _another, _folder])
-def test_a_damaged_file_is_put_aside_and_begun_anew(accepted: AcceptedSettings, damage, caplog) -> None:
-    accepted.save(DOCUMENT, 7)
-    damage(accepted.path)
-    assert accepted.load() is None
-    assert accepted.path.with_name("agent.db.damaged-1").exists()
-    assert len([record for record in caplog.records if "put aside" in record.message]) == 1
-    accepted.save(DOCUMENT, 8)
-    assert accepted.load() == Accepted(DOCUMENT, 8)
-
-
-def test_a_file_damaged_meanwhile_is_put_aside_by_saving_too(accepted: AcceptedSettings) -> None:
-    accepted.save(DOCUMENT, 7)
-    _random(accepted.path)
-    accepted.save(DOCUMENT, 8)
-    assert accepted.load() == Accepted(DOCUMENT, 8)
-
-
-def test_only_so_many_damaged_files_are_kept(accepted: AcceptedSettings) -> None:
-    for _ in range(MAX_PUT_ASIDE + 2):
-        _random(accepted.path)
+def test_a_damaged_file_is_put_aside_and_begun_anew(path: Path, damage, caplog) -> None:
+    with opened(path) as accepted:
+        accepted.save(DOCUMENT, 7)
+    damage(path)
+    with opened(path) as accepted:
         assert accepted.load() is None
-    assert len(list(accepted.path.parent.glob("agent.db.damaged-*"))) == MAX_PUT_ASIDE
+        assert path.with_name("agent.db.damaged-1").exists()
+        assert len([record for record in caplog.records if "put aside" in record.message]) == 1
+        accepted.save(DOCUMENT, 8)
+        assert accepted.load() == Accepted(DOCUMENT, 8)
+
+
+def test_a_damaged_file_is_put_aside_by_saving_too(path: Path) -> None:
+    with opened(path) as accepted:
+        accepted.save(DOCUMENT, 7)
+    _random(path)
+    with opened(path) as accepted:
+        accepted.save(DOCUMENT, 8)
+        assert accepted.load() == Accepted(DOCUMENT, 8)
+
+
+@pytest.mark.parametrize("remove", [Path.unlink, lambda path: path.rename(path.with_name("elsewhere"))])
+def test_a_file_that_is_taken_away_while_it_is_open_is_made_anew(path: Path, remove) -> None:
+    with opened(path) as accepted:
+        accepted.save(DOCUMENT, 7)
+        remove(path)
+        accepted.save(DOCUMENT, 8)
+    with opened(path) as accepted:
+        assert accepted.load() == Accepted(DOCUMENT, 8)
+
+
+def test_only_so_many_damaged_files_are_kept(path: Path) -> None:
+    for _ in range(MAX_PUT_ASIDE + 2):
+        _random(path)
+        with opened(path) as accepted:
+            assert accepted.load() is None
+    assert len(list(path.parent.glob("agent.db.damaged-*"))) == MAX_PUT_ASIDE
 
 
 def test_a_full_disk_is_no_damage_and_what_was_there_stays(tmp_path: Path) -> None:
@@ -86,7 +115,7 @@ def test_a_full_disk_is_no_damage_and_what_was_there_stays(tmp_path: Path) -> No
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount], capture_output=True).returncode:
         pytest.skip("needs the right to mount a tmpfs")
     try:
-        accepted = AcceptedSettings(mount / "agent.db")
+        accepted = AcceptedSettings(AgentDatabase(mount / "agent.db"))
         accepted.save(DOCUMENT, 7)
         (mount / "fill").write_bytes(b"x" * shutil.disk_usage(mount).free)
         with pytest.raises(SettingsError, match=r"agent\.db"):
@@ -103,22 +132,24 @@ SAVING = """
 import sys
 from pathlib import Path
 from agent.store.accepted import AcceptedSettings
-accepted = AcceptedSettings(Path(sys.argv[1]))
+from agent.store.agent_db import AgentDatabase
+accepted = AcceptedSettings(AgentDatabase(Path(sys.argv[1])))
 for version in range(1, 100_000):
     accepted.save({"search": {"max_results": version}}, version)
     print(version, flush=True)
 """
 
 
-def test_what_was_said_to_be_saved_survives_a_kill(accepted: AcceptedSettings) -> None:
+def test_what_was_said_to_be_saved_survives_a_kill(path: Path) -> None:
     for lines in (1, 2, 7):
-        command = [sys.executable, "-c", SAVING, str(accepted.path)]
+        command = [sys.executable, "-c", SAVING, str(path)]
         saving = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         said = [saving.stdout.readline() for _ in range(lines)]
         saving.send_signal(signal.SIGKILL)
         said += saving.stdout.readlines()
         saving.wait()
         saving.stdout.close()
-        held = accepted.load()
+        with opened(path) as accepted:
+            held = accepted.load()
         assert held.document == {"search": {"max_results": held.version}}
         assert held.version - int(said[-1]) in {0, 1}, "the last one said, or the one that was not said any more"

@@ -58,8 +58,10 @@ ONLY_IMPORTERS = {
     "sqlite_utils": {"store/schema.py"},
     "sqlite3": {
         "store/accepted.py",
+        "store/agent_db.py",
         "store/connection.py",
         "store/inspection.py",
+        "store/outbox.py",
         "store/papers.py",
         "store/schema.py",
     },

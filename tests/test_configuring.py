@@ -15,6 +15,7 @@ from agent.search import SearchAPI
 from agent.search.engine import SearchEngine
 from agent.settings import Outcome, SettingError, Settings
 from agent.store.accepted import Accepted, AcceptedSettings
+from agent.store.agent_db import AgentDatabase
 
 BASE = Settings(search=SearchConfig(max_results=7))
 FIVE, SIX = ({"search": {"max_results": number}} for number in (5, 6))
@@ -40,7 +41,7 @@ class Agent:
     """Two parts, and a configurator that is made anew by `restart`."""
 
     def __init__(self, folder: Path, base: Settings = BASE) -> None:
-        self.accepted = AcceptedSettings(folder / "agent.db")
+        self.accepted = AcceptedSettings(AgentDatabase(folder / "agent.db"))
         self.base = base
         self.dead_with: list[int] = []
         self.restart()
@@ -194,7 +195,7 @@ def test_a_real_search_is_asked_with_the_new_settings(tmp_path: Path, sample_api
         engine.search(SearchRequest(query="quantum gravity"))
 
     owners = [lambda settings: engine.configure(settings.search)]
-    configurator = Configurator(BASE, AcceptedSettings(tmp_path / "agent.db"), owners, probe)
+    configurator = Configurator(BASE, AcceptedSettings(AgentDatabase(tmp_path / "agent.db")), owners, probe)
     outcome = configurator.apply({"search": {"default_mode": "semantic", "max_results": 3}}, 1)
     assert (outcome.status, outcome.errors[0].path) == ("rejected", "settings")
     assert "needs a model" in outcome.errors[0].reason

@@ -70,9 +70,9 @@ def test_an_error_says_what_was_wanted() -> None:
 
 
 def test_what_this_version_does_not_know_is_ignored_by_name_and_stops_nothing() -> None:
-    merged = BASE.merged({"search": {"max_results": 5, "depth": 3}, "outbox": {"max_bytes": 1}, "limits": {"workers": 2}})
+    merged = BASE.merged({"search": {"max_results": 5, "depth": 3}, "later": {"max_bytes": 1}, "limits": {"workers": 2}})
     assert merged.settings.search.max_results == 5
-    assert set(merged.ignored) == {"settings.search.depth", "settings.outbox", "settings.limits.workers"}
+    assert set(merged.ignored) == {"settings.search.depth", "settings.later", "settings.limits.workers"}
 
 
 def test_a_key_that_is_removed_returns_to_the_configuration() -> None:

@@ -23,6 +23,7 @@ from agent.protocol.limits import IOT_CORE
 from agent.protocol.shadow_document import size
 from agent.settings import Settings
 from agent.store.accepted import AcceptedSettings
+from agent.store.agent_db import AgentDatabase
 
 BASE = Settings(search=SearchConfig(max_results=7))
 MODEL = "all-MiniLM-L6-v2"
@@ -57,7 +58,7 @@ class Device:
     async def start(self) -> "Device":
         self.in_effect = BASE
         self.connection = Connection(self._broker._replace(session_expiry_s=self.session_expiry_s))
-        accepted = AcceptedSettings(self.folder / "agent.db")
+        accepted = AcceptedSettings(AgentDatabase(self.folder / "agent.db"))
         self.configurator = Configurator(BASE, accepted, [self._configure])
         self.configurator.start()
         self.sync = ShadowSync(
@@ -192,9 +193,9 @@ async def test_a_bad_document_is_rejected_once_and_changes_nothing(device: Devic
 
 
 async def test_what_this_version_does_not_know_is_ignored_and_reported(device: Device) -> None:
-    wishes = {"settings": {"search": {"max_results": 5}, "outbox": {"max_bytes": 1}}, "colour": "red"}
+    wishes = {"settings": {"search": {"max_results": 5}, "later": {"max_bytes": 1}}, "colour": "red"}
     reported = await device.until_decided(device.shadow.wish(**wishes))
-    assert reported["config"]["ignored"] == ["colour", "settings.outbox"]
+    assert reported["config"]["ignored"] == ["colour", "settings.later"]
     assert device.in_effect.search.max_results == 5
 
 
@@ -449,7 +450,7 @@ WISHES: list[dict[str, Any]] = [
     {"settings": None},
     {"settings": 5},
     {"settings": {"search": {"semantic_weight": 2}}},
-    {"settings": {"limits": {"requests_per_minute": 60}, "outbox": {"x": 1}}},
+    {"settings": {"limits": {"requests_per_minute": 60}, "later": {"x": 1}}},
     {"targets": {"model": {"name": "other"}}, "colour": [1, 2]},
     {"targets": None, "colour": None},
 ]

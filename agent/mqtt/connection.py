@@ -10,13 +10,15 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, Final
 
 from awscrt import mqtt5
 
 from agent.errors import BrokerError
+from agent.mqtt.breaker import Breaker
 from agent.mqtt.link import Link
 from agent.mqtt.packets import FINAL_REFUSALS, Broker, Message, Outgoing, publish_packet, refusal, subscribe_packets
 from agent.mqtt.rate import Rate
@@ -59,7 +61,11 @@ class Connection(Link):
         self._echo: asyncio.Event | None = None
         per_s = broker.limits.publishes_per_s if broker.limits else 0
         self._rate: Final = Rate(per_s * RATE_SHARE, per_s / 2) if per_s else None
-        self._rate_guard: Final = threading.Lock()
+        self._sending: Final = threading.RLock()  # guards rate, breaker and what is held back
+        self._breaker: Final = Breaker()
+        self._held_back: deque[tuple[Publishing, Outgoing]] = deque()  # until they may go by the breaker
+        self._convicted: tuple[Outgoing, int] | None = None
+        self._others = 0  # requests of the library's own clients that are under way
 
     @property
     def problems(self) -> list[str]:
@@ -101,7 +107,7 @@ class Connection(Link):
     async def send(self, message: Outgoing) -> None:
         """Publish and wait until the broker has it. Raises BrokerError when it has not, or refuses it."""
         publishing = self.publish_soon(message)
-        await _settled(publishing)
+        await _done(publishing)
         error = self.verdict(message.topic, publishing)
         if error:
             raise error
@@ -127,15 +133,30 @@ class Connection(Link):
         """Hand a message to the library, from any thread; `verdict` tells what became of it once it is done."""
         publishing: Publishing = Future()
         wrong = refusal(message, self.broker.limits) if self.broker.limits else None
+        with self._sending:
+            code = self._breaker.blocked(message.topic, time.monotonic())
+            wait_s = self._counted()
+        if code is not None:
+            wrong = f"not long ago the broker ended the link over a message on this topic (0x{code:02X})"
         if wrong:
             publishing.set_exception(_UnpublishableError(wrong))
-            return publishing
-        wait_s = self._counted()
-        if not wait_s:
-            return self._publish(message)
-        # Handed over at once, it would be over the rate of the service, which discards it without a word.
-        self._post(lambda: self._loop.call_later(wait_s, self._publish_into, publishing, message))
+        elif wait_s:
+            # Handed over at once, it would be over the rate of the service, which discards it without a word.
+            self._post(lambda: self._loop.call_later(wait_s, self._publish, publishing, message))
+        else:
+            self._publish(publishing, message)
         return publishing
+
+    @contextmanager
+    def others(self) -> Iterator[None]:
+        """While a request of the library's own clients is under way: the broker may end the link over that, too."""
+        with self._sending:
+            self._others += 1
+        try:
+            yield
+        finally:
+            with self._sending:
+                self._others -= 1
 
     def verdict(self, topic: str, publishing: Publishing) -> BrokerError | None:
         """What kept a message that was handed over from reaching the broker; None if it has it."""
@@ -157,10 +178,18 @@ class Connection(Link):
         """Count one message, in or out; the seconds that one more has to wait to be within the service's rate."""
         if self._rate is None:
             return 0.0
-        with self._rate_guard:
+        with self._sending:
             return self._rate.reserve(time.monotonic())
 
-    def _publish(self, message: Outgoing) -> Publishing:
+    def _publish(self, promised: Publishing, message: Outgoing) -> None:
+        with self._sending:
+            if not self._breaker.may_go(message):
+                self._held_back.append((promised, message))
+                return
+            self._breaker.sent(message)
+        self._handed_over(message).add_done_callback(lambda done: self._settled(promised, message, done))
+
+    def _handed_over(self, message: Outgoing) -> Publishing:
         failed: Publishing = Future()
         if self._stopping or self._client is None:
             failed.set_exception(ConnectionError("not connected"))
@@ -172,12 +201,32 @@ class Connection(Link):
             return failed
         return publishing
 
-    def _publish_into(self, promised: Publishing, message: Outgoing) -> None:
-        def pass_on(done: Publishing) -> None:
-            failure = done.exception()
-            promised.set_exception(failure) if failure else promised.set_result(done.result())
+    def _settled(self, promised: Publishing, message: Outgoing, done: Publishing) -> None:
+        failure = done.exception()
+        with self._sending:
+            self._breaker.settled(message, taken=failure is None)
+            if failure and self._convicted and self._convicted[0] is message:
+                failure = _UnpublishableError(f"the broker ends the link over it (0x{self._convicted[1]:02X})")
+                self._convicted = None
+        promised.set_exception(failure) if failure else promised.set_result(done.result())
+        while True:
+            with self._sending:
+                if not self._held_back or not self._breaker.may_go(self._held_back[0][1]):
+                    return
+                held = self._held_back.popleft()
+            self._publish(*held)
 
-        self._publish(message).add_done_callback(pass_on)
+    def _ended(self, code: int | None) -> bool:
+        with self._sending:
+            under_way = self._breaker.under_way
+            if self._breaker.ended(code, others=self._others > 0):
+                (message,) = under_way
+                self._breaker.convict(message, code or 0, time.monotonic())
+                self._convicted = message, code or 0
+            held, self._held_back = self._held_back, deque()
+        for promised, _ in held:
+            promised.set_exception(ConnectionError("the link was lost"))
+        return bool(under_way)
 
     # -- what comes in ----------------------------------------------------------------------------------------
 
@@ -250,7 +299,7 @@ class Connection(Link):
             filters = [subscription.topic_filter for subscription in packet.subscriptions]
             try:
                 future: Future[Any] = self._client.subscribe(packet)
-                await _settled(future)
+                await _done(future)
                 codes = dict(zip(filters, future.result().reason_codes, strict=True))
             except Exception as error:
                 raise BrokerError(f"subscribing to {', '.join(filters)} failed: {error}") from error
@@ -266,6 +315,6 @@ class Connection(Link):
             raise BrokerError(f"the broker refused the subscription to {', '.join(refused)}", final=final)
 
 
-async def _settled(future: Future[Any]) -> None:
+async def _done(future: Future[Any]) -> None:
     """Wait until the library is done with it. Cancelled, the wait ends but not the future: the library owns it."""
     await asyncio.shield(asyncio.gather(asyncio.wrap_future(future), return_exceptions=True))

@@ -15,9 +15,10 @@ from typing import Any, Final
 from awscrt import mqtt5
 
 from agent.errors import BrokerError
+from agent.mqtt.breaker import REFUSING
 from agent.mqtt.options import MAX_PACKET_BYTES, Callbacks, new_client
 from agent.mqtt.packets import Broker, Message
-from agent.mqtt.reasons import advice
+from agent.mqtt.reasons import BUSY_PAUSE_S, advice
 from agent.mqtt.sockets import disable_nagle
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,13 @@ class Link(ABC):
     @abstractmethod
     async def _resume(self, session: int) -> None:
         """A link has come up, the one that `_session` counts so: `_announce` it once it can be used."""
+
+    @abstractmethod
+    def _ended(self, code: int | None) -> bool:
+        """The link has ended, with a reason code if the broker said one. On the library's thread.
+
+        Returns whether publishes are under way, which the library would send again by itself.
+        """
 
     @abstractmethod
     def _forget_session(self) -> None:
@@ -202,7 +210,8 @@ class Link(ABC):
 
     def _crt_disconnected(self, event: Any) -> None:
         self._session += 1
-        self._post(self._disconnected, event.exception, event.disconnect_packet)
+        packet = event.disconnect_packet
+        self._post(self._disconnected, event.exception, packet, self._ended(packet.reason_code if packet else None))
 
     def _crt_publish(self, event: Any) -> None:
         take = event.acquire_publish_acknowledgement_control
@@ -262,14 +271,20 @@ class Link(ABC):
             # From here on the library waits for exactly `most`, in each of its modes of jitter (awscrt 0.36.1).
             self._pause(most / 1e3 * LONG_WAIT)
 
-    def _disconnected(self, exception: Exception | None, packet: Any) -> None:
+    def _disconnected(self, exception: Exception | None, packet: Any, publishing: bool) -> None:
         self.connected.clear()
         self.ended_with = packet.reason_code if packet else None
         if self._alarm_over:
             self._alarm_over.cancel()
         if self._stopping or self._pausing:
             return
+        if publishing and packet and packet.reason_code in REFUSING:
+            # It may be one message that is not welcome, not we: which one has to be found out, so not too slowly.
+            self._pause(min(BUSY_PAUSE_S, self.broker.reconnect_ms[1] / 1e3))
         log.warning("link to %s lost: %s", self.address, self._heeded(packet.reason_code) if packet else exception)
+        if publishing:
+            # Stopped, the library gives up what it has under way: whose message it is decides what becomes of it.
+            self._pause(self.broker.reconnect_ms[0] / 1e3 / 2)
         self.tell_change()
 
     def _heeded(self, code: int) -> str:

@@ -1,5 +1,6 @@
 """What a connection sends and receives, and how the library wants it."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
@@ -9,7 +10,8 @@ from agent.errors import BrokerError
 from agent.protocol.limits import Limits
 from agent.protocol.topics import AgentTopics, topic_fits, valid_filter
 
-SESSION_EXPIRY_S: Final = 3_600
+SESSION_EXPIRY_S: Final = 7 * 24 * 3_600
+"""As long as AWS IoT Core allows: what was asked while a device was away is answered when it is back."""
 
 FINAL_REFUSALS: Final = frozenset(
     (
@@ -95,6 +97,15 @@ class Message:
         self.expires: float | None = None if expiry is None else received + max(expiry, 1)
         self._acknowledge = acknowledge
         self._lost = lost
+
+    @property
+    def key(self) -> bytes:
+        """The same for the same request, delivered or sent again: of what is asked, by whom, to be answered where."""
+        digest = hashlib.sha256()
+        for part in (self.topic.encode(), (self.response_topic or "").encode(), self.correlation or b"", self.payload):
+            digest.update(len(part).to_bytes(4, "big"))
+            digest.update(part)
+        return digest.digest()
 
     @property
     def lost(self) -> bool:

@@ -187,6 +187,22 @@ class StatusQueue(Struct, frozen=True, kw_only=True):
     max_pending: Count
 
 
+class StatusHeld(Struct, frozen=True, kw_only=True):
+    messages: Count
+    bytes: Count
+
+
+class StatusOutbox(Struct, frozen=True, kw_only=True):
+    """What waits on disk for a link that is down."""
+
+    answers: StatusHeld
+    reports: StatusHeld
+    dropped: Annotated[
+        dict[str, Count], Meta(description="In all its time, by kind and reason, such as answers_too_old.")
+    ]
+    set_aside: Annotated[Count, Meta(description="Messages that a broker refuses, kept to be looked at.")]
+
+
 class StatusMemory(Struct, frozen=True, kw_only=True):
     rss: float
     uss: Annotated[float, Meta(description="Pages that no other process shares.")]
@@ -211,6 +227,7 @@ class StatusDetails(Struct, frozen=True, kw_only=True):
     model: str | UnsetType | None = UNSET
     queue: StatusQueue | UnsetType = UNSET
     links: Annotated[list[StatusLink], Meta(description="One for each broker.")] | UnsetType = UNSET
+    outbox: StatusOutbox | UnsetType = UNSET
     counters: Annotated[dict[str, Count], Meta(description="Messages since the start.")] | UnsetType = UNSET
     memory_mb: Annotated[StatusMemory, Meta(description="MiB.")] | UnsetType | None = UNSET
     disk_free_mb: float | UnsetType | None = UNSET

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from sqlite_utils import Database, Migrations
 
 SCHEMA_VERSION: Final = 1
-AGENT_SCHEMA_VERSION: Final = 1
+AGENT_SCHEMA_VERSION: Final = 2
+INCREMENTAL: Final = 2
+"""`PRAGMA auto_vacuum`: free pages are given back when asked to."""
 
 
 def ensure_schema(connection: sqlite3.Connection) -> None:
@@ -24,6 +26,10 @@ def ensure_schema(connection: sqlite3.Connection) -> None:
 def ensure_agent_schema(connection: sqlite3.Connection) -> None:
     """The same for agent.db: what the agent itself has to remember. Raises sqlite3.Error."""
     _ensure(connection, AGENT_SCHEMA_VERSION, _agent_migrations)
+    if connection.execute("PRAGMA auto_vacuum").fetchone()[0] != INCREMENTAL:
+        # So that the file shrinks again once its outbox is empty.
+        connection.execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")
+        connection.execute("VACUUM")
 
 
 def _ensure(connection: sqlite3.Connection, version: int, migrations: Callable[[], "Migrations"]) -> None:
@@ -79,5 +85,31 @@ def _agent_migrations() -> "Migrations":
         columns = {"id": int, "version": int, "document": str, "crc": int}
         # A process killed between this and its note that it was done does it again.
         db.table("accepted_settings").create(columns, pk="id", not_null=set(columns) - {"id"}, if_not_exists=True)
+
+    @migrations()
+    def create_outbox(db: "Database") -> None:
+        # By hand for AUTOINCREMENT: the order of arrival is kept also after the last row was deleted.
+        db.execute(
+            """CREATE TABLE IF NOT EXISTS outbox (
+                seq INTEGER PRIMARY KEY AUTOINCREMENT,
+                link TEXT NOT NULL,
+                kind TEXT NOT NULL,
+                key BLOB,
+                topic TEXT NOT NULL,
+                payload BLOB NOT NULL,
+                bytes INTEGER NOT NULL,
+                rest TEXT NOT NULL,
+                boot TEXT NOT NULL,
+                uptime_s REAL NOT NULL,
+                wall_s REAL NOT NULL,
+                set_aside TEXT,
+                crc INTEGER NOT NULL
+            )"""
+        )
+        # What there is of a kind is told without paging through payloads.
+        db.table("outbox").create_index(["set_aside", "kind", "link", "bytes", "key"], if_not_exists=True)
+        columns = {"kind": str, "reason": str, "count": int}
+        pk = ("kind", "reason")
+        db.table("outbox_drops").create(columns, pk=pk, not_null=set(columns), if_not_exists=True)
 
     return migrations

@@ -1,0 +1,213 @@
+"""What a link could not take, kept in the outbox, and handed over once it stands again: oldest first, answers first.
+
+Live messages come before these: few are under way at a time, and on a link with a limited rate they take a part of it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any, Final
+
+from agent.errors import BrokerError, StateError
+from agent.mqtt.connection import Connection
+from agent.mqtt.packets import Outgoing
+from agent.mqtt.rate import Rate
+from agent.store.outbox import Kept, Kind, Outbox
+
+log = logging.getLogger(__name__)
+
+WINDOW: Final = 8
+"""Messages under way."""
+RATE_SHARE: Final = 0.4
+"""Of the messages a second that the service allows, both ways: the rest is for requests and their answers."""
+RETRY_S: Final = 5.0
+"""After the broker did not take a message, or agent.db could not be read."""
+KEPT_PROPERTY: Final = ("kept", "while the link was down")
+"""A user property of reports from the outbox: what they say was so when they were made."""
+
+Stored = Callable[[bool], None]
+"""Told, on the loop, whether a message is on disk."""
+Refused = Callable[[Kept], None]
+
+
+class Delivery:
+    """The outbox of one connection. All but `holds` belongs to the event loop."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        link: str,
+        outbox: Outbox,
+        pool: Executor,
+        *,
+        on_refused: Refused = lambda _: None,
+    ) -> None:
+        """`link` is the outbox's name for it; `pool` writes to disk; `on_refused` hears of answers set aside."""
+        self.link: Final = link
+        self._connection: Final = connection
+        self._outbox: Final = outbox
+        self._pool: Final = pool
+        self._on_refused: Final = on_refused
+        limits = connection.broker.limits
+        self._rate: Final = Rate(limits.publishes_per_s * RATE_SHARE, WINDOW) if limits else None
+        self._to_store: list[tuple[Kept, Stored]] = []
+        self._storing: asyncio.Task[None] | None = None
+        self._wake: Final = asyncio.Event()
+        self._reported = False  # whether the newest status was sent over this link: older ones may follow
+        self._problem: str | None = None
+        connection.on_connected(self._connected)
+
+    @property
+    def problems(self) -> list[str]:
+        """What keeps messages from being kept, in words."""
+        return [self._problem] if self._problem else []
+
+    def holds(self, key: bytes) -> bool:
+        """Whether the answer to this request is on disk, and will be delivered from there. From any thread."""
+        return self._outbox.holds(self.link, key)
+
+    def keep(self, message: Outgoing, kind: Kind, stored: Stored, *, key: bytes | None = None) -> None:
+        """Write a message to disk, to be delivered later; those that come together share one write."""
+        self._to_store.append((self._kept(message, kind, key), stored))
+        if self._storing is None:
+            self._storing = asyncio.ensure_future(self._store())
+
+    async def set_aside(self, message: Outgoing, kind: Kind, reason: str) -> None:
+        """Keep a message that the broker refuses, to be looked at. Never raises."""
+        await self._refuse(self._kept(message, kind, None), reason)
+
+    def status_sent(self) -> None:
+        """The newest status is at the broker, or cannot get there: older reports may follow."""
+        self._reported = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Deliver whatever waits, whenever the link stands, until cancelled."""
+        while True:
+            await self._connection.connected.wait()
+            self._wake.clear()
+            try:
+                await self._drain("answer")
+                if self._reported:
+                    await self._drain("report")
+            except (BrokerError, StateError) as error:
+                log.info("the outbox waits: %s", error.message)
+                await self._pause()
+                continue
+            except Exception:
+                log.exception("delivering from the outbox; trying again")
+                await self._pause()
+                continue
+            await self._wake.wait()
+
+    async def close(self) -> None:
+        """Finish the writing under way."""
+        if self._storing:
+            await self._storing
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _connected(self) -> None:
+        self._reported = False
+        self._wake.set()
+
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(RETRY_S):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _in_pool(self, action: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(action, *arguments))
+
+    async def _store(self) -> None:
+        while self._to_store:
+            batch, self._to_store = self._to_store, []
+            try:
+                await self._in_pool(self._outbox.put, [kept for kept, _ in batch])
+            except Exception as error:  # noqa: BLE001  said, and whoever waits is told
+                self._note(error)
+                held = False
+            else:
+                self._note(None)
+                held = True
+            for _, stored in batch:
+                stored(held)
+        self._storing = None
+        self._wake.set()
+
+    def _note(self, error: Exception | None) -> None:
+        words = None
+        if error:
+            words = error.message if isinstance(error, StateError) else f"{type(error).__name__}: {error}"
+            if words != self._problem:
+                log.error("what a link cannot take is not kept: %s", words)
+        self._problem = words
+
+    async def _drain(self, kind: Kind) -> None:
+        """Raises BrokerError when the broker does not take them now, and StateError."""
+        last = 0
+        while messages := await self._in_pool(partial(self._outbox.next, self.link, kind, WINDOW, after=last)):
+            last = messages[-1].seq
+            verdicts = await asyncio.gather(*(self._deliver(one) for one in messages))
+            done = [one.seq for one, error in zip(messages, verdicts, strict=True) if error is None]
+            if done:
+                await self._in_pool(self._outbox.remove, done)
+            await self._refuse_all(messages, verdicts)
+            passing = next((error for error in verdicts if error and not error.final), None)
+            if passing:
+                raise passing
+
+    async def _deliver(self, message: Kept) -> BrokerError | None:
+        if self._rate:
+            await asyncio.sleep(self._rate.reserve(asyncio.get_running_loop().time()))
+        try:
+            await self._connection.send(_outgoing(message))
+        except BrokerError as error:
+            return error
+        return None
+
+    async def _refuse_all(self, messages: Sequence[Kept], verdicts: Sequence[BrokerError | None]) -> None:
+        for message, error in zip(messages, verdicts, strict=True):
+            if error and error.final:
+                await self._refuse(message, error.message)
+                if message.kind == "answer":
+                    self._on_refused(message)
+
+    async def _refuse(self, message: Kept, reason: str) -> None:
+        log.error("set aside: %s", reason)
+        try:
+            await self._in_pool(self._outbox.refuse, message, reason)
+        except StateError as error:
+            self._note(error)
+
+    def _kept(self, message: Outgoing, kind: Kind, key: bytes | None) -> Kept:
+        rest = {
+            "retain": message.retain,
+            "response_topic": message.response_topic,
+            "correlation": message.correlation.hex() if message.correlation is not None else None,
+            "content_type": message.content_type,
+            "user_properties": message.user_properties,
+        }
+        return Kept(self.link, kind, message.topic, message.payload, rest, key, message.expiry_s)
+
+
+def _outgoing(kept: Kept) -> Outgoing:
+    rest = kept.rest
+    properties = tuple((name, value) for name, value in rest["user_properties"])
+    if kept.kind == "report":
+        properties = (*properties, KEPT_PROPERTY)
+    return Outgoing(
+        kept.topic,
+        kept.payload,
+        retain=rest["retain"],
+        response_topic=rest["response_topic"],
+        correlation=bytes.fromhex(rest["correlation"]) if rest["correlation"] is not None else None,
+        content_type=rest["content_type"],
+        user_properties=properties,
+        # Whole seconds, rounded up: 0 would say that it has none left.
+        expiry_s=None if kept.expires_s is None else max(1, -int(-kept.expires_s // 1)),
+    )

@@ -1,0 +1,156 @@
+"""agent.db: what the agent itself has to remember. One owner in the process, one connection, one user at a time.
+
+Nothing here is worth stopping for. A file that is damaged is put aside under another name and begun anew.
+"""
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Final, TypeVar
+
+from agent.errors import StateError
+from agent.store.connection import ThreadConnections
+from agent.store.schema import ensure_agent_schema
+
+log = logging.getLogger(__name__)
+
+NAME: Final = "agent.db"
+BUSY_TIMEOUT_S: Final = 5.0
+"""Nobody else writes it; a person who looks at it must not hold up the agent."""
+MAX_PUT_ASIDE: Final = 5
+"""Damaged files that are kept; a later one takes the place of the last."""
+LOG_BYTES: Final = 1024 * 1024
+"""What SQLite's log may keep of the disk once it has been written back."""
+
+NOT_THE_FILES_FAULT: Final = frozenset(
+    (
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+    )
+)
+"""Everything else that SQLite may say, of statements that never change, is said of a file that is not what it was."""
+
+Result = TypeVar("Result")
+Action = Callable[[sqlite3.Connection], Result]
+
+
+class AgentDatabase:
+    """Usable from any thread. The file is made, and opened, when something has to be written for the first time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path: Final = path
+        self._guard: Final = threading.Lock()
+        self._opened: ThreadConnections | None = None  # of one connection, which threads use in turn
+        self._connection: sqlite3.Connection
+        self._inode = 0
+
+    def write(self, action: "Action[Result]") -> Result:
+        """Do it in one transaction; if the file turns out to be damaged, with a new one.
+
+        What `action` raises as ValueError is said of the content of the file. Raises StateError where nothing can be
+        written.
+        """
+        with self._guard:
+            try:
+                return self._once(action)
+            except (sqlite3.Error, ValueError, OSError) as error:
+                self._close()
+                if isinstance(error, OSError) or (isinstance(error, sqlite3.Error) and not _is_damage(error)):
+                    raise self._refused(error) from error
+                self._put_aside(str(error))
+            try:
+                return self._once(action)
+            except (sqlite3.Error, ValueError, OSError) as error:
+                self._close()
+                raise self._refused(error) from error
+
+    def read(self, action: "Action[Result]") -> Result | None:
+        """The same, where nothing needs to be written; None where there is no file, or nothing that can be read."""
+        if not self.path.exists():
+            return None
+        try:
+            return self.write(action)
+        except StateError as error:
+            log.warning("%s", error.message)
+        # A full disk has no room for what reading beside a writer needs; the file alone will do.
+        alone = f"{self.path.absolute().as_uri()}?mode=ro&immutable=1"
+        with suppress(sqlite3.Error, ValueError), closing(sqlite3.connect(alone, uri=True)) as db:
+            return action(db)
+        return None
+
+    def compact(self) -> None:
+        """Give back to the disk what is free in the file, and its log. Never raises: it can wait for the next time."""
+        with self._guard:
+            if self._opened is None:
+                return
+            try:
+                db = self._connection
+                db.executescript("PRAGMA incremental_vacuum")  # `execute` would stop after the first page
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            except sqlite3.Error as error:
+                log.info("%s stays as large as it is: %s", self.path, error)
+
+    def close(self) -> None:
+        with self._guard:
+            self._close()
+
+    # -- inside, under the guard --------------------------------------------------------------------------------------
+
+    def _once(self, action: "Action[Result]") -> Result:
+        db = self._open()
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            result = action(db)
+            db.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):  # what failed may have rolled back by itself
+                db.execute("ROLLBACK")
+            raise
+        return result
+
+    def _open(self) -> sqlite3.Connection:
+        """The connection; another one where the file was replaced or removed since."""
+        with suppress(OSError):
+            if self._opened and self.path.stat().st_ino == self._inode:
+                return self._connection
+        self._close()
+        self._opened = ThreadConnections(self.path, read_only=False)
+        self._connection = db = self._opened.get()
+        db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1e3:.0f}")
+        db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
+        ensure_agent_schema(db)
+        self._inode = self.path.stat().st_ino
+        return db
+
+    def _close(self) -> None:
+        if self._opened:
+            with suppress(sqlite3.Error):
+                self._opened.close()
+            self._opened = None
+
+    def _put_aside(self, reason: str) -> None:
+        names = [self.path.with_name(f"{self.path.name}.damaged-{number + 1}") for number in range(MAX_PUT_ASIDE)]
+        target = next((name for name in names if not name.exists()), names[-1])
+        try:
+            self.path.rename(target)
+            for ending in ("-wal", "-shm"):  # they belong to it, and would spoil a new file
+                self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
+        except OSError as error:
+            raise StateError(f"{self.path} is damaged and cannot be put aside: {error}") from error
+        log.error("%s is damaged (%s): put aside as %s, begun anew", self.path, reason, target.name)
+
+    def _refused(self, error: Exception) -> StateError:
+        return StateError(f"{self.path} cannot be used: {error}", hint="is the disk full, or the folder read-only?")
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    # The low byte is the kind, the rest details; an error of Python's own, such as of text that is no UTF-8, has none.
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in NOT_THE_FILES_FAULT

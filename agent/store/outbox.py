@@ -1,0 +1,286 @@
+"""The outbox: messages that a link could not take, in agent.db until the broker has them.
+
+Answers and reports are bounded each by itself, in bytes, in number and in age; what is over a bound goes, the oldest
+first, and is counted with the reason, also over restarts. What a broker refuses is set aside, to be looked at.
+"""
+
+import json
+import logging
+import sqlite3
+import threading
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Literal, NamedTuple, get_args
+
+from agent.config import OutboxConfig
+from agent.store.agent_db import AgentDatabase
+from agent.store.moment import Moment
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["answer", "report"]
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+Reason = Literal["expired", "too_old", "too_many", "too_large", "damaged"]
+
+MAX_MESSAGES: Final = 10_000
+"""Of a kind."""
+MAX_SET_ASIDE: Final = 64
+COMPACT_BYTES: Final = 1024 * 1024
+"""So much that was removed is worth giving back to the disk before the outbox is empty."""
+
+_COLUMNS: Final = "seq, link, kind, key, topic, payload, rest, boot, uptime_s, wall_s, crc"
+
+
+class Kept(NamedTuple):
+    """A message in the outbox, or on its way there (`seq` 0).
+
+    `rest` is what else belongs to it, as JSON has it. `expires_s` is how long it is worth anything, from now on.
+    """
+
+    link: str
+    kind: Kind
+    topic: str
+    payload: bytes
+    rest: dict[str, Any]
+    key: bytes | None = None
+    expires_s: float | None = None
+    seq: int = 0
+
+
+class Held(NamedTuple):
+    """How much there is of a kind."""
+
+    messages: int = 0
+    bytes: int = 0
+
+
+class Outbox:
+    """Usable from any thread. Methods that write raise StateError where agent.db cannot be written."""
+
+    def __init__(
+        self,
+        database: AgentDatabase,
+        config: OutboxConfig,
+        *,
+        now: Callable[[], Moment] = Moment.now,
+        max_messages: int = MAX_MESSAGES,
+    ) -> None:
+        self._database: Final = database
+        self._config = config
+        self._now: Final = now
+        self._max_messages: Final = max_messages
+        self._guard: Final = threading.Lock()
+        # As the file has it, so that nothing is read while there is nothing.
+        self._keys: set[tuple[str, bytes]] = set()
+        self._held: dict[tuple[str, Kind], Held] = {}
+        self._removed_bytes = 0
+
+    def configure(self, config: OutboxConfig) -> None:
+        """Keep to these bounds from the next message on."""
+        self._config = config
+
+    def load(self) -> None:
+        """Learn what an earlier run left. Never raises."""
+        self._database.read(self._learn)
+
+    # -- what there is ------------------------------------------------------------------------------------------------
+
+    def holds(self, link: str, key: bytes) -> bool:
+        """Whether the answer to this request waits here for its link. Costs no look at the disk."""
+        return (link, key) in self._keys
+
+    def waiting(self, link: str, kind: Kind) -> int:
+        return self._held.get((link, kind), Held()).messages
+
+    def counts(self) -> dict[str, Any]:
+        """What the status says of the outbox."""
+        with self._guard:
+            held = dict(self._held)
+        by_kind = {
+            f"{kind}s": Held(
+                sum(one.messages for (_, name), one in held.items() if name == kind),
+                sum(one.bytes for (_, name), one in held.items() if name == kind),
+            )._asdict()
+            for kind in KINDS
+        }
+        return by_kind | (self._database.read(_totals) or {"dropped": {}, "set_aside": 0})
+
+    def next(self, link: str, kind: Kind, limit: int, *, after: int = 0) -> list[Kept]:
+        """The oldest messages of a kind for a link, those beyond number `after`; what has expired goes."""
+        if not self.waiting(link, kind):
+            return []
+
+        def action(db: sqlite3.Connection) -> list[Kept]:
+            query = (
+                f"SELECT {_COLUMNS} FROM outbox"  # noqa: S608  constants
+                " WHERE link = ? AND kind = ? AND set_aside IS NULL AND seq > ? ORDER BY seq LIMIT ?"
+            )
+            found: list[Kept] = []
+            now, position = self._now(), after
+            while len(found) < limit:
+                rows = db.execute(query, [link, kind, position, limit - len(found)]).fetchall()
+                if not rows:
+                    break
+                position = rows[-1][0]
+                drops: dict[int, Reason] = {}
+                for row in rows:
+                    kept = self._current(row, now)
+                    if isinstance(kept, Kept):
+                        found.append(kept)
+                    else:
+                        drops[row[0]] = kept
+                _drop(db, kind, drops)
+            self._learn(db)
+            return found
+
+        return self._database.write(action)
+
+    def set_aside(self) -> list[dict[str, Any]]:
+        """What brokers refused, the latest last: when, where to, how large, and why."""
+        return self._database.read(_refused) or []
+
+    # -- what changes it ----------------------------------------------------------------------------------------------
+
+    def put(self, messages: Sequence[Kept]) -> None:
+        """Keep messages durably, in one transaction; one with the key of another takes its place."""
+        now = self._now()
+
+        def action(db: sqlite3.Connection) -> None:
+            for one in messages:
+                if one.key is not None:
+                    db.execute(
+                        "DELETE FROM outbox WHERE link = ? AND key = ? AND set_aside IS NULL", [one.link, one.key]
+                    )
+                _insert(db, one, now, None)
+            self._bound(db, now)
+            self._learn(db)
+
+        self._database.write(action)
+
+    def remove(self, numbers: Iterable[int]) -> None:
+        """The broker has them."""
+        given = list(numbers)
+
+        def action(db: sqlite3.Connection) -> None:
+            for number in given:
+                removed = db.execute("DELETE FROM outbox WHERE seq = ? RETURNING bytes", [number]).fetchone()
+                self._removed_bytes += removed[0] if removed else 0
+            self._learn(db)
+
+        self._database.write(action)
+        if not self._held or self._removed_bytes > COMPACT_BYTES:
+            self._database.compact()
+            self._removed_bytes = 0
+
+    def refuse(self, message: Kept, reason: str) -> None:
+        """Set a message aside with the reason for which the broker does not take it."""
+
+        def action(db: sqlite3.Connection) -> None:
+            if message.seq:
+                db.execute("DELETE FROM outbox WHERE seq = ?", [message.seq])
+            _insert(db, message, self._now(), reason)
+            db.execute(
+                "DELETE FROM outbox WHERE set_aside IS NOT NULL AND seq NOT IN"
+                " (SELECT seq FROM outbox WHERE set_aside IS NOT NULL ORDER BY seq DESC LIMIT ?)",
+                [MAX_SET_ASIDE],
+            )
+            self._learn(db)
+
+        self._database.write(action)
+
+    # -- inside, in a transaction -------------------------------------------------------------------------------------
+
+    def _learn(self, db: sqlite3.Connection) -> None:
+        held = _held(db)
+        keys = db.execute("SELECT link, key FROM outbox WHERE set_aside IS NULL AND key IS NOT NULL").fetchall()
+        with self._guard:
+            self._held, self._keys = held, set(keys)
+
+    def _bound(self, db: sqlite3.Connection, now: Moment) -> None:
+        """Drop what is over a bound, oldest first."""
+        for kind in KINDS:
+            held = [one for (_, name), one in _held(db).items() if name == kind]
+            messages, size = sum(one.messages for one in held), sum(one.bytes for one in held)
+            drops: dict[int, Reason] = {}
+            oldest = db.execute(
+                "SELECT seq, bytes, boot, uptime_s, wall_s FROM outbox"
+                " WHERE kind = ? AND set_aside IS NULL ORDER BY seq",
+                [kind],
+            )
+            for number, length, *stored in oldest:
+                if now.since(Moment(*stored)) > self._config.max_age_s:
+                    drops[number] = "too_old"
+                elif messages > self._max_messages:
+                    drops[number] = "too_many"
+                elif size > self._config.max_bytes:
+                    drops[number] = "too_large"
+                else:
+                    break
+                messages, size = messages - 1, size - length
+            oldest.close()
+            _drop(db, kind, drops)
+
+    def _current(self, row: Sequence[Any], now: Moment) -> Kept | Reason:
+        """A row as it is now, or why it is worth nothing any more."""
+        number, link, kind, key, topic, payload, rest, boot, uptime_s, wall_s, crc = row
+        if crc != _crc(row[1:-1]):
+            return "damaged"
+        passed = now.since(Moment(boot, uptime_s, wall_s))
+        document = json.loads(rest)
+        expires_s = document.pop("expires_s", None)
+        if expires_s is not None:
+            expires_s -= passed
+            if expires_s <= 0:
+                return "expired"
+        if passed > self._config.max_age_s:
+            return "too_old"
+        return Kept(link, kind, topic, payload, document, key, expires_s, number)
+
+
+def _held(db: sqlite3.Connection) -> dict[tuple[str, Kind], Held]:
+    rows = db.execute("SELECT link, kind, count(*), sum(bytes) FROM outbox WHERE set_aside IS NULL GROUP BY kind, link")
+    return {(link, kind): Held(messages, size) for link, kind, messages, size in rows}
+
+
+def _insert(db: sqlite3.Connection, one: Kept, now: Moment, reason: str | None) -> None:
+    rest = json.dumps(one.rest | ({} if one.expires_s is None else {"expires_s": one.expires_s}))
+    values = [one.link, one.kind, one.key, one.topic, one.payload, rest, *now]
+    db.execute(
+        "INSERT INTO outbox (link, kind, key, topic, payload, rest, boot, uptime_s, wall_s, bytes, set_aside, crc)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [*values, len(one.payload), reason, _crc(values)],
+    )
+
+
+def _drop(db: sqlite3.Connection, kind: Kind, drops: dict[int, Reason]) -> None:
+    if not drops:
+        return
+    db.executemany("DELETE FROM outbox WHERE seq = ?", [[number] for number in drops])
+    counted = Counter(drops.values())
+    db.executemany(
+        "INSERT INTO outbox_drops (kind, reason, count) VALUES (?, ?, ?)"
+        " ON CONFLICT (kind, reason) DO UPDATE SET count = count + excluded.count",
+        [[kind, reason, count] for reason, count in counted.items()],
+    )
+    log.warning("dropped from the outbox: %s", ", ".join(f"{n} {kind}s {reason}" for reason, n in counted.items()))
+
+
+def _totals(db: sqlite3.Connection) -> dict[str, Any]:
+    drops = db.execute("SELECT kind || 's_' || reason, count FROM outbox_drops ORDER BY 1").fetchall()
+    aside = db.execute("SELECT count(*) FROM outbox WHERE set_aside IS NOT NULL").fetchone()[0]
+    return {"dropped": dict(drops), "set_aside": aside}
+
+
+def _refused(db: sqlite3.Connection) -> list[dict[str, Any]]:
+    rows = db.execute(
+        "SELECT wall_s, link, kind, topic, bytes, set_aside FROM outbox WHERE set_aside IS NOT NULL ORDER BY seq"
+    )
+    names = ("timestamp", "link", "kind", "topic", "bytes", "reason")
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _crc(values: Sequence[Any]) -> int:
+    """Of link, kind, key, topic, payload, and the rest."""
+    *before, payload, rest, boot, uptime_s, wall_s = values
+    return zlib.crc32(payload, zlib.crc32(repr([*before, rest, boot, uptime_s, wall_s]).encode("utf-8", "replace")))
