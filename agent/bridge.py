@@ -144,16 +144,16 @@ class MQTTSearchBridge:
             error = RequestError("expired", "the message waited longer than its expiry interval allows")
             self._send(message, self._handlers.refusal(message, error))
             return
-        key = message.key
-        if self._delivery and self._delivery.holds(key):
+        if self._delivery and self._delivery.holds(message.key):
             self._done(message, Answer(None, "repeats"))
             return
-        if self._marks.fatal(key):
-            log.error("a request on %r, %s, has ended the agent twice: refused", message.topic, key.hex()[:16])
+        content = message.content
+        if self._marks.fatal(content):
+            log.error("a request on %r, %s, has ended the agent twice: refused", message.topic, content.hex()[:16])
             reason = "the agent ended twice while it worked on this request; it is not tried again"
             self._send(message, self._handlers.refusal(message, RequestError("internal", reason)))
             return
-        with self._marks.working(key):
+        with self._marks.working(content):
             answer = self._handlers.kinds[message.topic](message)
         if message.topic == self._topics.corpus_updates:
             # It is in papers.db (or was refused): acknowledged at once, so that no later update overtakes it.

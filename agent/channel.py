@@ -58,7 +58,7 @@ class Channel:
         self.delivery: Final = Delivery(self.connection, link, outbox, disk, on_refused=self._refused)
         self.bridge: Final = MQTTSearchBridge(self.connection, api, delivery=self.delivery, marks=marks)
         self._told: object = None  # what the last report said, be it sent or kept
-        self._kept_at = float("-inf")  # when the last one was kept, by the monotonic clock
+        self._quiet_since = time.monotonic()  # the last report was sent or kept, or the link was still there
 
     def state(self) -> Details:
         """What the status says of this channel."""
@@ -109,6 +109,7 @@ class Channel:
         general = self._status(self._topics.status, status, details)
         told = (status, details["problems"], details["corpus"], [link["connected"] for link in details["links"]])
         if self.connection.connected.is_set():
+            self._quiet_since = time.monotonic()
             try:
                 await self.connection.send(own)
                 await self.connection.send(general)
@@ -118,9 +119,10 @@ class Channel:
                 if not error.final:
                     return  # the link was lost, or it is tried again at the next heartbeat
             self.delivery.status_sent()
-        elif told != self._told and time.monotonic() - self._kept_at >= self._heartbeat_s:
+        elif told != self._told and time.monotonic() - self._quiet_since >= self._heartbeat_s:
             # What is retained of an agent is its newest state alone; what it went through is for those who keep count.
-            self._told, self._kept_at = told, time.monotonic()
+            # Not more often than they would be sent, and so a short cut, or a start, writes nothing.
+            self._told, self._quiet_since = told, time.monotonic()
             self.delivery.keep(general, "report", lambda _: None)
 
     async def close(self) -> None:

@@ -190,6 +190,7 @@ class MQTTSearchService:
         if not (await asyncio.to_thread(wait, working, UPKEEP_TIMEOUT_S)).not_done:
             self.api.close()
             self._database.close()
+            self._marks.close()
         log.info("stopped")
 
     def _open(self) -> str:

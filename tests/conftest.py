@@ -204,6 +204,7 @@ class AgentProcess:
         self.environment = {
             **os.environ,
             "ARXPLORER__LOCAL_BROKER__PORT": str(port),
+            "XDG_RUNTIME_DIR": str(data_dir.parent),  # an agent that is killed leaves marks, which go with the test
             **({} if config else {"ARXPLORER__AWS_IOT__THING_NAME": "test-agent"}),
             **environment,
         }

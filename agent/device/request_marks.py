@@ -47,6 +47,7 @@ class RequestMarks:
         self._running = 0
         self._alone = False  # one runs, or waits to run, by itself
         self._deaths: dict[bytes, int] = {}
+        self._path: Final = path
         self._file: int | None = None
         self._map: mmap.mmap | bytearray = bytearray(_SIZE)
         try:
@@ -111,12 +112,18 @@ class RequestMarks:
                 self._turn.notify_all()
 
     def close(self) -> None:
-        """Let the file go; what was marked stays in it."""
-        if self._file is not None:
-            with suppress(BufferError):
-                self._map.close()  # type: ignore[union-attr]
-            os.close(self._file)
-            self._file, self._map = None, bytearray(_SIZE)
+        """Let the file go, and remove it where it holds nothing against anybody."""
+        if self._file is None:
+            return
+        with self._turn:
+            if self._path and not self._deaths and not self._running:
+                with suppress(OSError):
+                    self._path.unlink()
+            held, self._map = self._map, bytearray(_SIZE)
+        if isinstance(held, mmap.mmap):
+            held.close()
+        os.close(self._file)
+        self._file = None
 
     def _entries(self, first: int, count: int) -> list[tuple[int, bytes]]:
         places = range(first * _ENTRY, (first + count) * _ENTRY, _ENTRY)

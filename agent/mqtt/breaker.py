@@ -54,7 +54,7 @@ class Breaker:
     def settled(self, message: Outgoing, *, taken: bool) -> None:
         """It is no longer under way; with `taken` the broker has acknowledged it."""
         mark = _mark(message)
-        self._under_way[mark] = [one for one in self._under_way[mark] if one is not message]
+        self._under_way[mark].remove(message)
         if not self._under_way[mark]:
             del self._under_way[mark]
         if taken:

@@ -70,6 +70,14 @@ def _nothing() -> None:
     """What is left to do for a message that was acknowledged."""
 
 
+def _digest(*parts: bytes) -> bytes:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(4, "big"))
+        digest.update(part)
+    return digest.digest()
+
+
 class Message:
     """A received message. It counts as taken only once `acknowledge` was called."""
 
@@ -101,11 +109,12 @@ class Message:
     @property
     def key(self) -> bytes:
         """The same for the same request, delivered or sent again: of what is asked, by whom, to be answered where."""
-        digest = hashlib.sha256()
-        for part in (self.topic.encode(), (self.response_topic or "").encode(), self.correlation or b"", self.payload):
-            digest.update(len(part).to_bytes(4, "big"))
-            digest.update(part)
-        return digest.digest()
+        return _digest(self.content, (self.response_topic or "").encode(), self.correlation or b"")
+
+    @property
+    def content(self) -> bytes:
+        """The same for what makes the same work: topic and payload."""
+        return _digest(self.topic.encode(), self.payload)
 
     @property
     def lost(self) -> bool:

@@ -1,0 +1,235 @@
+"""Offline first: what a link cannot take is kept and delivered, what kills is set aside, and all the rest flows."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import AgentProcess, Client, wait_until
+from local_cloud import ANSWER, CLOUD_ONLY, QUESTION, QUICK, STATUS, LocalCloud, first, status
+
+from agent.cloud.policy import THING_VARIABLE, agent_policy
+from agent.config import AwsIot
+from agent.local_cloud.mosquitto import Mosquitto, free_port
+from agent.protocol.topics import AgentTopics
+
+OWN = "arxplorer/search/requests/device"
+
+
+@pytest.fixture
+def behind(cloud: LocalCloud) -> Iterator[Client]:
+    """An application that no fault of the cloud touches."""
+    client = cloud.insider()
+    yield client
+    client.close()
+
+
+def kept(agent: AgentProcess) -> list[tuple[Any, ...]]:
+    """Topic and the reason for which it was set aside, of all that is in the outbox."""
+    with closing(sqlite3.connect(f"file:{agent.data_dir / 'agent.db'}?mode=ro", uri=True)) as db:
+        try:
+            return db.execute("SELECT topic, set_aside FROM outbox ORDER BY seq").fetchall()
+        except sqlite3.OperationalError:  # not made yet
+            return []
+
+
+def has_outbox(agent: AgentProcess) -> bool:
+    return (agent.data_dir / "agent.db").exists() and bool(kept(agent))
+
+
+def ask_without_waiting(client: Client, **more: Any) -> bytes:
+    correlation = uuid.uuid4().bytes
+    request = json.dumps(QUESTION | more).encode()
+    client.publish(OWN, request, response_topic=client.answers, correlation=correlation)
+    return correlation
+
+
+def answers_to(client: Client, *asked: bytes) -> dict[bytes, list[dict[str, Any]]]:
+    """Collect until each has an answer."""
+    found: dict[bytes, list[dict[str, Any]]] = {one: [] for one in asked}
+    while not all(found.values()):
+        message = client.next()
+        mark = getattr(message.properties, "CorrelationData", None)
+        if mark in found:
+            found[mark].append(json.loads(message.payload))
+    return found
+
+
+def test_an_answer_whose_puback_is_lost_with_the_link_is_kept_and_delivered(
+    device: AgentProcess, cloud: LocalCloud, behind: Client
+) -> None:
+    """Delivered already, as it happens, which the agent cannot know: at least once."""
+    cloud.fault("drop-puback")
+    asked = [ask_without_waiting(behind) for _ in range(5)]
+    once = answers_to(behind, *asked)
+    cloud.fault("refuse")
+    wait_until(lambda: has_outbox(device) and len(kept(device)) >= len(asked))
+    cloud.fault("clear")
+    again = answers_to(behind, *asked)
+    for mark in asked:
+        assert first(once[mark][0]) == ANSWER
+        assert {json.dumps(one) for one in again[mark]} >= {json.dumps(once[mark][0])}, "the same, to the letter"
+    wait_until(lambda: not kept(device))
+
+
+def test_what_was_kept_is_delivered_by_the_next_run_too(
+    device: AgentProcess, cloud: LocalCloud, behind: Client
+) -> None:
+    cloud.fault("drop-puback")
+    asked = [ask_without_waiting(behind) for _ in range(3)]
+    answers_to(behind, *asked)
+    cloud.fault("refuse")
+    wait_until(lambda: has_outbox(device) and len(kept(device)) >= len(asked))
+    device.stop(signal.SIGKILL)
+    cloud.fault("clear")
+    device.start()
+    found = answers_to(behind, *asked)
+    assert all(first(one) == ANSWER for copies in found.values() for one in copies)
+    wait_until(lambda: not kept(device))
+
+
+def test_queries_write_nothing_to_disk_while_the_link_is_up(
+    start_agent, sample_data_dir: Path, broker: Mosquitto, client: Client, tmp_path: Path
+) -> None:
+    runtime = tmp_path / "runtime"
+    runtime.mkdir()
+    start_agent(sample_data_dir, broker.port, RUNTIME_DIRECTORY=str(runtime))
+
+    def state() -> dict[str, tuple[int, int]]:
+        return {
+            str(file): (file.stat().st_size, file.stat().st_mtime_ns)
+            for file in sample_data_dir.rglob("*")
+            if file.is_file()
+        }
+
+    assert first(client.ask(QUESTION)) == ANSWER
+    before = state()
+    for number in range(100):
+        assert client.ask({"query": f"sphere packing {number}", "request_id": str(number)})["results"]
+    after = state()
+    assert after == before, [name for name in after if after[name] != before.get(name)]
+    assert not (sample_data_dir / "agent.db").exists()
+
+
+def test_a_publish_that_the_cloud_refuses_by_disconnecting_is_set_aside_and_the_rest_flows(
+    start_agent, sample_data_dir: Path, cloud: LocalCloud, behind: Client
+) -> None:
+    aws_iot = AwsIot()
+    policy = agent_policy(AgentTopics.of(aws_iot.topics, THING_VARIABLE), aws_iot.share_group)
+    denied = {
+        "Effect": "Deny",
+        "Action": "iot:Publish",
+        "Resource": "arn:aws:iot:*:*:topic/arxplorer/responses/poison",
+    }
+    policy["Statement"].append(denied)
+    (cloud.folder / "policies" / "device.json").write_text(json.dumps(policy))
+    agent = start_agent(sample_data_dir, free_port(), config=cloud.config("device"), **CLOUD_ONLY, **QUICK)
+    behind.subscribe("arxplorer/search/results")
+    good = [ask_without_waiting(behind) for _ in range(10)]
+    poison = json.dumps(QUESTION | {"request_id": "the poison"}).encode()
+    behind.publish(OWN, poison, response_topic="arxplorer/responses/poison", correlation=b"poison")
+    good += [ask_without_waiting(behind) for _ in range(10)]
+    found = answers_to(behind, *good)
+    assert all(first(one) == ANSWER for copies in found.values() for one in copies)
+    wait_until(lambda: any(reason for _, reason in kept(agent)) if has_outbox(agent) else False)
+    assert {topic for topic, reason in kept(agent) if reason} == {"arxplorer/responses/poison"}
+    ended = agent.log.read_bytes().count(b"not authorized")
+    behind.publish(OWN, poison, response_topic="arxplorer/responses/poison", correlation=b"again")
+    assert first(behind.ask(QUESTION, topic=OWN)) == ANSWER
+    assert agent.log.read_bytes().count(b"not authorized") == ended, "the link does not end over it any more"
+
+
+DEADLY = """
+import os, sys
+from agent.search.engine import SearchEngine
+search = SearchEngine.search
+def deadly(self, request):
+    if "deadly" in request.query:
+        os.abort()
+    return search(self, request)
+SearchEngine.search = deadly
+from agent.__main__ import main
+sys.argv[0] = "arxplorer-agent"
+main()
+"""
+
+
+def test_a_request_that_has_killed_the_agent_twice_is_answered_with_an_error_and_not_tried_again(
+    sample_data_dir: Path, broker: Mosquitto, client: Client, tmp_path: Path
+) -> None:
+    runtime = tmp_path / "runtime"
+    runtime.mkdir()
+    environment = {
+        **os.environ,
+        "ARXPLORER__LOCAL_BROKER__PORT": str(broker.port),
+        "ARXPLORER__AWS_IOT__THING_NAME": "test-agent",
+        "RUNTIME_DIRECTORY": str(runtime),
+    }
+    command = [sys.executable, "-c", DEADLY, "--data-dir", str(sample_data_dir), "run"]
+    for death in range(2):
+        with (tmp_path / "deadly.log").open("ab") as log:
+            agent = subprocess.Popen(command, env=environment, stderr=log, cwd=tmp_path)
+        if not death:
+            wait_until(lambda: b"connected to" in (tmp_path / "deadly.log").read_bytes())
+            request = json.dumps({"query": "a deadly question", "request_id": "deadly"}).encode()
+            client.publish("arxplorer/search/requests", request, response_topic=client.answers, correlation=b"deadly")
+        assert agent.wait(60) == -signal.SIGABRT
+    with (tmp_path / "deadly.log").open("ab") as log:
+        agent = subprocess.Popen(command, env=environment, stderr=log, cwd=tmp_path)
+    try:
+        answer = json.loads(client.next(60).payload)
+        assert (answer["request_id"], answer["error"]["code"]) == ("deadly", "internal")
+        assert "twice" in answer["error"]["message"]
+        assert first(client.ask(QUESTION)) == ANSWER
+        assert client.ask(request)["error"]["code"] == "internal", "sent again, with another correlation"
+        assert agent.poll() is None
+    except AssertionError:
+        raise AssertionError((tmp_path / "deadly.log").read_text()) from None
+    finally:
+        agent.kill()
+        agent.wait()
+
+
+def test_reports_of_an_outage_are_delivered_after_the_newest_status_and_marked(
+    start_agent, sample_data_dir: Path, cloud: LocalCloud, broker: Mosquitto, client: Client, behind: Client
+) -> None:
+    agent = start_agent(
+        sample_data_dir,
+        broker.port,
+        config=cloud.config("device"),
+        ARXPLORER__HEALTH__HEARTBEAT_S="1",
+        **QUICK,
+    )
+    behind.subscribe(STATUS)
+    assert status(behind)["status"] == "online"
+    cloud.fault("refuse")
+    wait_until(lambda: has_outbox(agent))
+    while not behind.received.empty():
+        behind.next()
+    cloud.fault("clear")
+    connected: list[bool] = []
+    marked: list[bool] = []
+    while not any(marked):
+        message = behind.next()
+        properties = dict(getattr(message.properties, "UserProperty", []))
+        marked.append("kept" in properties)
+        links = json.loads(message.payload)["details"]["links"]
+        connected.append(next(link["connected"] for link in links if link["name"] == "cloud"))
+    assert (connected[0], marked[0]) == (True, False)
+    assert (connected[-1], marked[-1]) == (False, True)
+    wait_until(lambda: not kept(agent))
+
+
+def test_the_outbox_is_shown_by_the_status(device: AgentProcess, behind: Client) -> None:
+    behind.subscribe(f"{STATUS}/device")
+    said = status(behind)["details"]["outbox"]
+    nothing = {"messages": 0, "bytes": 0}
+    assert said == {"answers": nothing, "reports": nothing, "dropped": {}, "set_aside": 0}
