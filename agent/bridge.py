@@ -66,6 +66,8 @@ class MQTTSearchBridge:
         self.counters: Final[Counter[str]] = Counter()
         self._client = client
         self._delivery: Final = delivery
+        if delivery:
+            delivery.on_refused(self._set_aside)
         self._marks: Final = marks or RequestMarks(None)
         self._api = search_api
         self._topics = topics_on(client.broker, search_api.config)
@@ -211,8 +213,8 @@ class MQTTSearchBridge:
             return answer
         return answer._replace(expiry_s=max(1, round(message.expires - time.monotonic())))
 
-    def refused_kept(self, answer: Kept) -> None:
-        """Tell whoever asked that a kept answer was set aside. On the loop."""
+    def _set_aside(self, answer: Kept) -> None:
+        """Whoever asked should hear of it."""
         self._client.publish_soon(self._handlers.refused_answer(answer.payload))
 
     def _done(self, message: Message, answer: Answer, *, keep: bool = False) -> None:

@@ -21,7 +21,7 @@ from agent.mqtt.packets import Broker, Outgoing
 from agent.protocol.answers import encode_status
 from agent.search.api import SearchAPI
 from agent.settings import Settings
-from agent.store.outbox import Kept, Outbox
+from agent.store.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Channel:
         self.connection: Final = Connection(broker._replace(will=will), explain=explain)
         self.connection.on_connected(self._report_now.set)
         link = name if name == "local" else f"{name} {self.connection.address}"
-        self.delivery: Final = Delivery(self.connection, link, outbox, disk, on_refused=self._refused)
+        self.delivery: Final = Delivery(self.connection, link, outbox, disk)
         self.bridge: Final = MQTTSearchBridge(self.connection, api, delivery=self.delivery, marks=marks)
         self._told: object = None  # what the last report said, be it sent or kept
         self._quiet_since = time.monotonic()  # the last report was sent or kept, or the link was still there
@@ -86,9 +86,6 @@ class Channel:
 
     def report_soon(self) -> None:
         self._report_now.set()
-
-    def _refused(self, answer: Kept) -> None:
-        self.bridge.refused_kept(answer)
 
     async def report(self, details: Callable[[], Awaitable[Details]]) -> None:
         """Publish the status after each connect, when asked to, and at every heartbeat; until cancelled."""

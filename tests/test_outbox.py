@@ -1,5 +1,6 @@
 """The outbox: what it keeps, for how long, how much of it, and that it forgets nothing when it is killed."""
 
+import json
 import random
 import signal
 import sqlite3
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import run_command
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.config import OutboxConfig
 from agent.store.agent_db import AgentDatabase
 from agent.store.moment import PLAUSIBLE_S, Moment
-from agent.store.outbox import MAX_SET_ASIDE, Kept, Kind, Outbox
+from agent.store.outbox import MAX_SET_ASIDE, Kept, Kind, Outbox, look
 
 START = Moment("first", 100.0, PLAUSIBLE_S + 1e6)
 REST = {"retain": False, "correlation": "00ff", "user_properties": [["a", "b"]]}
@@ -139,12 +141,29 @@ def test_what_is_refused_is_set_aside_with_its_reason_and_the_rest_goes_on(devic
     device.restart()
     assert device.waiting() == [b"good"]
     assert not device.outbox.holds("local", b"p" * 32), "asked again, it is answered anew"
-    (aside,) = device.outbox.set_aside()
+    (aside,) = look(device.path)["refused"]
     assert (aside["topic"], aside["bytes"], aside["reason"]) == ("arxplorer/responses/x", 6, "not authorized")
     for number in range(MAX_SET_ASIDE + 3):
         device.outbox.refuse(answer(b"poison"), f"reason {number}")
     assert device.outbox.counts()["set_aside"] == MAX_SET_ASIDE
-    assert device.outbox.set_aside()[-1]["reason"] == f"reason {MAX_SET_ASIDE + 2}"
+    assert look(device.path)["refused"][-1]["reason"] == f"reason {MAX_SET_ASIDE + 2}"
+
+
+def test_the_outbox_can_be_looked_at_beside_the_agent(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    assert json.loads(run_command("outbox", "--json", data_dir=data_dir).stdout)["answers"]["messages"] == 0
+    device = Device(data_dir / "agent.db", max_messages=2)
+    device.outbox.put([answer(b"payload")] * 3)
+    device.outbox.refuse(answer(b"poison"), "0x87: not authorized")
+    assert json.loads(run_command("outbox", "--json", data_dir=data_dir).stdout) == look(device.path)
+    said = run_command("outbox", data_dir=data_dir).stdout.decode()
+    for words in ("2 answers wait, 14 bytes", "dropped so far: 1 answers too many", "0x87: not authorized"):
+        assert words in said
+    device.close()
+    device.path.write_bytes(b"no database " * 1000)
+    failed = run_command("outbox", data_dir=data_dir)
+    assert (failed.returncode, b"agent.db cannot be read" in failed.stderr) == (1, True)
 
 
 def test_a_full_outbox_recovers_by_itself_and_the_file_shrinks_again(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from agent.cli.corpus import corpus
 from agent.cli.health import health
 from agent.cli.local_cloud import local_cloud
 from agent.cli.model import embed, model
+from agent.cli.outbox import outbox
 from agent.cli.run import run
 from agent.cli.search import ask, evaluate, search
 from agent.cli.settings import config
@@ -31,5 +32,5 @@ def cli(context: click.Context, config_file: Path | None, data_dir: Path | None)
     context.obj = State(config_file, data_dir)
 
 
-for command in (run, health, search, ask, corpus, model, embed, evaluate, config, cloud, local_cloud):
+for command in (run, health, search, ask, corpus, model, embed, evaluate, outbox, config, cloud, local_cloud):
     cli.add_command(command)

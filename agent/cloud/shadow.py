@@ -129,7 +129,8 @@ class ShadowSync:
             await self._client.attach(self._connection.client)
         if self._read:
             self._read = False
-            held = await self._client.get()
+            with self._connection.others():
+                held = await self._client.get()
             # What was heard meanwhile may be newer; of a shadow that does not exist it is of the one before.
             if self._newest and not self._newest.version > held.version > 0:
                 self._newest = None
@@ -167,7 +168,8 @@ class ShadowSync:
     async def _send(self, change: Document, held: Snapshot, bytes_used: int) -> int | None:
         """Report; returns the new version, None where just this is refused. Raises ShadowRefusedError."""
         try:
-            return await self._client.update(change, held.version)
+            with self._connection.others():
+                return await self._client.update(change, held.version)
         except ShadowRefusedError as error:
             if error.code == TOO_LARGE:
                 self._room = bytes_used - 1

@@ -41,15 +41,13 @@ class Delivery:
         link: str,
         outbox: Outbox,
         pool: Executor,
-        *,
-        on_refused: Refused = lambda _: None,
     ) -> None:
-        """`link` is the outbox's name for it; `pool` writes to disk; `on_refused` hears of answers set aside."""
+        """`link` is the outbox's name for it; `pool` writes to disk."""
         self.link: Final = link
         self._connection: Final = connection
         self._outbox: Final = outbox
         self._pool: Final = pool
-        self._on_refused: Final = on_refused
+        self._on_refused: list[Refused] = []
         limits = connection.broker.limits
         self._rate: Final = Rate(limits.publishes_per_s * RATE_SHARE, WINDOW) if limits else None
         self._to_store: list[tuple[Kept, Stored]] = []
@@ -63,6 +61,10 @@ class Delivery:
     def problems(self) -> list[str]:
         """What keeps messages from being kept, in words."""
         return [self._problem] if self._problem else []
+
+    def on_refused(self, callback: Refused) -> None:
+        """Call back on the loop when an answer was set aside."""
+        self._on_refused.append(callback)
 
     def holds(self, key: bytes) -> bool:
         """Whether the answer to this request is on disk, and will be delivered from there. From any thread."""
@@ -174,8 +176,8 @@ class Delivery:
         for message, error in zip(messages, verdicts, strict=True):
             if error and error.final:
                 await self._refuse(message, error.message)
-                if message.kind == "answer":
-                    self._on_refused(message)
+                for callback in self._on_refused if message.kind == "answer" else ():
+                    callback(message)
 
     async def _refuse(self, message: Kept, reason: str) -> None:
         log.error("set aside: %s", reason)

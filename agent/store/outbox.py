@@ -11,10 +11,14 @@ import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, get_args
 
 from agent.config import OutboxConfig
+from agent.errors import StateError
+from agent.paths import shut_out
 from agent.store.agent_db import AgentDatabase
+from agent.store.connection import ThreadConnections
 from agent.store.moment import Moment
 
 log = logging.getLogger(__name__)
@@ -28,6 +32,11 @@ MAX_MESSAGES: Final = 10_000
 MAX_SET_ASIDE: Final = 64
 COMPACT_BYTES: Final = 1024 * 1024
 """So much that was removed is worth giving back to the disk before the outbox is empty."""
+
+NOTHING: Final[dict[str, Any]] = {f"{kind}s": {"messages": 0, "bytes": 0} for kind in KINDS} | {
+    "dropped": {},
+    "set_aside": 0,
+}
 
 _COLUMNS: Final = "seq, link, kind, key, topic, payload, rest, boot, uptime_s, wall_s, crc"
 
@@ -95,16 +104,7 @@ class Outbox:
 
     def counts(self) -> dict[str, Any]:
         """What the status says of the outbox."""
-        with self._guard:
-            held = dict(self._held)
-        by_kind = {
-            f"{kind}s": Held(
-                sum(one.messages for (_, name), one in held.items() if name == kind),
-                sum(one.bytes for (_, name), one in held.items() if name == kind),
-            )._asdict()
-            for kind in KINDS
-        }
-        return by_kind | (self._database.read(_totals) or {"dropped": {}, "set_aside": 0})
+        return self._database.read(_counts) or NOTHING
 
     def next(self, link: str, kind: Kind, limit: int, *, after: int = 0) -> list[Kept]:
         """The oldest messages of a kind for a link, those beyond number `after`; what has expired goes."""
@@ -135,10 +135,6 @@ class Outbox:
             return found
 
         return self._database.write(action)
-
-    def set_aside(self) -> list[dict[str, Any]]:
-        """What brokers refused, the latest last: when, where to, how large, and why."""
-        return self._database.read(_refused) or []
 
     # -- what changes it ----------------------------------------------------------------------------------------------
 
@@ -266,10 +262,35 @@ def _drop(db: sqlite3.Connection, kind: Kind, drops: dict[int, Reason]) -> None:
     log.warning("dropped from the outbox: %s", ", ".join(f"{n} {kind}s {reason}" for reason, n in counted.items()))
 
 
-def _totals(db: sqlite3.Connection) -> dict[str, Any]:
+def look(path: Path) -> dict[str, Any]:
+    """What is in the outbox of an agent that may be running, and what brokers refused, the latest last.
+
+    Raises StateError where the file cannot be read.
+    """
+    if not path.exists():
+        return NOTHING | {"refused": []}
+    connections = ThreadConnections(path, read_only=True)
+    try:
+        db = connections.get()
+        return _counts(db) | {"refused": _refused(db)}
+    except sqlite3.Error as error:
+        raise StateError(f"{path} cannot be read: {error}", hint=shut_out(path.parent)) from error
+    finally:
+        connections.close()
+
+
+def _counts(db: sqlite3.Connection) -> dict[str, Any]:
+    held = _held(db).items()
+    found: dict[str, Any] = {
+        f"{kind}s": {
+            "messages": sum(one.messages for (_, name), one in held if name == kind),
+            "bytes": sum(one.bytes for (_, name), one in held if name == kind),
+        }
+        for kind in KINDS
+    }
     drops = db.execute("SELECT kind || 's_' || reason, count FROM outbox_drops ORDER BY 1").fetchall()
     aside = db.execute("SELECT count(*) FROM outbox WHERE set_aside IS NOT NULL").fetchone()[0]
-    return {"dropped": dict(drops), "set_aside": aside}
+    return found | {"dropped": dict(drops), "set_aside": aside}
 
 
 def _refused(db: sqlite3.Connection) -> list[dict[str, Any]]:
