@@ -57,6 +57,7 @@ ONLY_IMPORTERS = {
     "tantivy": {"search/keywords.py"},
     "sqlite_utils": {"store/schema.py"},
     "sqlite3": {
+        "local_cloud/outbox_rows.py",
         "store/accepted.py",
         "store/agent_db.py",
         "store/connection.py",
@@ -66,7 +67,15 @@ ONLY_IMPORTERS = {
         "store/schema.py",
     },
     "onnx": {"model/bert.py"},
-    "mqtt5": {"local_cloud/gateway.py", "local_cloud/packets.py", "local_cloud/relay.py", "local_cloud/session.py"},
+    "mqtt5": {
+        "local_cloud/audit.py",
+        "local_cloud/distortion.py",
+        "local_cloud/door.py",
+        "local_cloud/gateway.py",
+        "local_cloud/packets.py",
+        "local_cloud/relay.py",
+        "local_cloud/session.py",
+    },
     "trustme": {"local_cloud/certificates.py"},
     "huggingface_hub": {"model/fetch.py"},
 }

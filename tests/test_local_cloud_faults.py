@@ -151,6 +151,37 @@ def test_what_is_lost_while_deaf_is_not_delivered_to_the_kept_session_either(clo
     assert (again.connack.session_present, again.quiet()) == (True, [])
 
 
+def test_duplicate_delivers_a_message_twice_and_keeps_the_second_acknowledgement_from_the_broker(
+    cloud: LocalCloud, client: RawClient
+) -> None:
+    client.subscribe("a")
+    cloud.fault("duplicate")
+    client.publish("a", b"twice", qos=QOS1, packet_id=1)
+    client.publish("a", b"once, as it is of QoS 0")
+    numbers = [packet.packet_id for packet in client.quiet() if isinstance(packet, mqtt5.PublishPacket)]
+    assert [number is None for number in numbers] == [False, False, True]
+    assert numbers[0] != numbers[1]
+    client.send(*[mqtt5.PubAckPacket(number) for number in reversed(numbers[:2])])
+    cloud.fault("clear")
+    client.publish("a", b"as ever", qos=QOS1, packet_id=2)
+    assert payloads(client) == [b"as ever"]
+
+
+def test_reorder_delivers_every_other_message_after_the_next_one(cloud: LocalCloud, client: RawClient) -> None:
+    client.subscribe("a")
+    cloud.fault("reorder")
+    for number in range(1, 6):
+        client.publish("a", b"%d" % number, qos=QOS1, packet_id=number)
+    assert payloads(client) == [b"2", b"1", b"4", b"3"]
+    cloud.fault("clear")
+    client.publish("a", b"6", qos=QOS1, packet_id=6)
+    assert sorted(payloads(client)) == [b"5", b"6"]
+
+
+def payloads(client: RawClient) -> list[bytes]:
+    return [packet.payload for packet in client.quiet() if isinstance(packet, mqtt5.PublishPacket)]
+
+
 def test_the_rate_allows_a_burst_and_then_so_many_a_second() -> None:
     rate = Rate(IOT_CORE.publishes_per_s)
     assert [rate.take(0.0) for _ in range(101)] == [True] * 100 + [False]

@@ -46,9 +46,20 @@ def _command(**given: Any) -> dict[str, Any]:
 @click.option("--thing", "things", multiple=True, help="A device: its certificate, policy and config.yaml are made.")
 @click.option("--client", "clients", multiple=True, help="An application that asks: the same, with its own policy.")
 @click.option("--limit-connects", is_flag=True, help="Refuse a client id's second CONNECT within a second.")
+@click.option(
+    "--audit",
+    "audited",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Data folder of the agent that connects: watch that it acknowledges no request before its answer.",
+)
 @click.pass_context
 def local_cloud(
-    context: click.Context, port: int, things: tuple[str, ...], clients: tuple[str, ...], limit_connects: bool
+    context: click.Context,
+    port: int,
+    things: tuple[str, ...],
+    clients: tuple[str, ...],
+    limit_connects: bool,
+    audited: Path | None,
 ) -> None:
     """Serve a stand-in for AWS IoT Core from a folder, until SIGTERM; `ready` is printed once it does."""
     if context.invoked_subcommand:
@@ -68,7 +79,7 @@ def local_cloud(
         ) from error
     log_to(folder)
     limits = IOT_CORE if limit_connects else IOT_CORE._replace(connects_per_s=0)
-    asyncio.run(run(folder, port, things, clients, lambda: click.echo("ready"), limits))
+    asyncio.run(run(folder, port, things, clients, lambda: click.echo("ready"), limits, audited))
 
 
 @local_cloud.group()
@@ -113,6 +124,13 @@ def update_shadow(thing: str, document: str, name: str, as_json: bool) -> None: 
     print_json(_ask_shadow("update", thing, name, sys.stdin.read() if document == "-" else document))
 
 
+@local_cloud.command()
+@with_dir
+def audit() -> None:
+    """Print as JSON what --audit has found; `early` are requests that were acknowledged before their answers."""
+    print_json(_command(do="audit"))
+
+
 @local_cloud.group()
 @with_dir
 def fault() -> None:
@@ -133,6 +151,8 @@ for _name, _text in (
     ("throttle", "Answer connects, publishes and subscriptions with 0x97, quota exceeded."),
     ("drop-puback", "Let publishes through, and their PUBACKs not."),
     ("deaf", "Deliver no message; let everything else go well."),
+    ("duplicate", "Deliver every message of QoS 1 twice, as two messages."),
+    ("reorder", "Of every two messages of QoS 1 deliver the second one first."),
     ("clear", "End every fault."),
 ):
     _add_fault(_name, _text)

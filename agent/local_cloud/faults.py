@@ -5,7 +5,7 @@ from typing import Final, Literal, get_args
 
 from agent.errors import AgentError
 
-Fault = Literal["cut", "freeze", "refuse", "delay", "throttle", "drop-puback", "deaf", "clear"]
+Fault = Literal["cut", "freeze", "refuse", "delay", "throttle", "drop-puback", "deaf", "duplicate", "reorder", "clear"]
 NAMES: Final[tuple[str, ...]] = get_args(Fault)
 MAX_DELAY_S: Final = 60.0
 
@@ -20,6 +20,8 @@ class Faults:
     throttle      connects, publishes and subscriptions are answered with 0x97, quota exceeded
     drop-puback   publishes go through, but their PUBACKs do not come back
     deaf          clients get none of the messages they are subscribed to; all else goes well
+    duplicate     clients get every message of QoS 1 twice, as two messages
+    reorder       of every two messages of QoS 1 clients get the second one first
     clear         none of these any more
     """
 
@@ -28,9 +30,11 @@ class Faults:
         self._flowing.set()
         self.refusing = False
         self.delay_s = 0.0
-        self.throttled = False
-        self.drop_puback = False
-        self.deaf = False
+        self._of_packets: Final[set[str]] = set()
+
+    def has(self, fault: Fault) -> bool:
+        """Whether one of those that concern single packets, `throttle` and below, is in force."""
+        return fault in self._of_packets
 
     def put(self, fault: str, milliseconds: float = 0.0) -> None:
         """Raises AgentError for a fault that does not exist, or a delay that is out of range."""
@@ -45,14 +49,11 @@ class Faults:
                 if not 0 <= milliseconds <= MAX_DELAY_S * 1000:
                     raise AgentError(f"a delay is 0 to {MAX_DELAY_S * 1000:.0f} ms")
                 self.delay_s = milliseconds / 1000
-            case "throttle":
-                self.throttled = True
-            case "drop-puback":
-                self.drop_puback = True
-            case "deaf":
-                self.deaf = True
+            case "throttle" | "drop-puback" | "deaf" | "duplicate" | "reorder":
+                self._of_packets.add(fault)
             case "clear":
-                self.refusing = self.throttled = self.drop_puback = self.deaf = False
+                self.refusing = False
+                self._of_packets.clear()
                 self.delay_s = 0.0
                 self._flowing.set()
             case _:

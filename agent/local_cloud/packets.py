@@ -63,6 +63,14 @@ class PacketReader:
             yield Received(packet, raw)
 
 
+def packets_in(content: bytes) -> Iterator[mqtt5.Packet]:
+    """The packets of bytes that hold whole ones."""
+    while content:
+        packet, length = mqtt5.read(memoryview(content))
+        content = content[length:]
+        yield packet
+
+
 def changed(packet: P, **changes: Any) -> P:
     """A copy of a packet, whose library makes them unchangeable, with some of its fields set anew."""
     kept = {name: getattr(packet, name) for name in _fields(type(packet))}

@@ -4,13 +4,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import mqtt5
 
+from agent.local_cloud.audit import Audit
 from agent.local_cloud.faults import Faults
-from agent.local_cloud.packets import PacketError, PacketReader, Received
-from agent.local_cloud.session import Session, Step, disconnect
+from agent.local_cloud.packets import PacketError, PacketReader, Received, packets_in
+from agent.local_cloud.session import Step, disconnect
 from agent.protocol.limits import Limits
 
 log = logging.getLogger(__name__)
@@ -20,6 +21,17 @@ LAST_WORDS_S: Final = 0.5
 
 
 Decide = Callable[[Received, float], Step]
+
+
+class Rules(Protocol):
+    """What becomes of the packets of one connection; `patience_s`: how long the client may say nothing."""
+
+    @property
+    def patience_s(self) -> float | None: ...
+
+    def from_client(self, received: Received, now: float, /) -> Step: ...
+
+    def from_broker(self, received: Received, now: float, /) -> Step: ...
 
 
 class Link(asyncio.StreamReaderProtocol):
@@ -53,9 +65,12 @@ class Link(asyncio.StreamReaderProtocol):
 
 
 class Relay:
-    def __init__(self, name: str, session: Session, client: Link, broker: Link, faults: Faults) -> None:
+    def __init__(
+        self, name: str, rules: Rules, client: Link, broker: Link, faults: Faults, audit: Audit | None = None
+    ) -> None:
         self._name: Final = name
-        self._session: Final = session
+        self._rules: Final = rules
+        self._audit: Final = audit
         self._client: Final = client
         self._broker: Final = broker
         self._faults: Final = faults
@@ -63,8 +78,9 @@ class Relay:
 
     async def run(self, arrived: list[Received]) -> None:
         """Until either end is through with it. `arrived` are packets of the client's that were read already."""
-        up = self._pump(self._client, self._session.from_client, arrived, self._session.patience_s)
-        down = self._pump(self._broker, self._session.from_broker, [], None)
+        self._listen(self._client, arrived)
+        up = self._pump(self._client, self._rules.from_client, arrived, self._rules.patience_s)
+        down = self._pump(self._broker, self._rules.from_broker, [], None)
         tasks = [asyncio.create_task(up), asyncio.create_task(down), asyncio.create_task(self._taken_over.wait())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -93,6 +109,7 @@ class Relay:
             try:
                 async with asyncio.timeout(patience_s):
                     packets = await source.packets.read()
+                    self._listen(source, packets)
                     await self._faults.hold()
             except PacketError as error:
                 await self._carry_out(disconnect(error.code, str(error)))
@@ -105,12 +122,21 @@ class Relay:
             if not packets:
                 return
 
+    def _listen(self, source: Link, packets: list[Received]) -> None:
+        """Let the audit know what the client has said, when it was said: what it is told later is no excuse."""
+        if self._audit and source is self._client:
+            for packet, _ in packets:
+                self._audit.from_agent(packet)
+
     async def _carry_out(self, step: Step) -> bool:
         """Send what is to be sent. Returns whether that was the end."""
         if step.note:
             log.info("%s: %s", self._name, step.note)
         if step.wait_s:
             await asyncio.sleep(step.wait_s)
+        if self._audit:
+            for packet in packets_in(step.to_client):
+                self._audit.to_agent(packet)
         for link, content in ((self._broker, step.to_broker), (self._client, step.to_client)):
             if content:
                 link.writer.write(content)

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.errors import AgentError
+from agent.local_cloud.audit import IsStored, Key, summary
 from agent.local_cloud.control import NAME as CONTROL_SOCKET
 from agent.local_cloud.control import is_running, serve_control
+from agent.local_cloud.door import HOST
 from agent.local_cloud.faults import Faults
 from agent.local_cloud.folder import CloudFolder
-from agent.local_cloud.gateway import HOST, Gateway
+from agent.local_cloud.gateway import Gateway
 from agent.local_cloud.mosquitto import Mosquitto
+from agent.local_cloud.outbox_rows import holds
 from agent.local_cloud.shadow_service import OPERATIONS, Address, ShadowService, ShadowStore
 from agent.logs import FORMAT
 from agent.mqtt.connection import Connection
@@ -42,8 +45,12 @@ async def run(
     clients: Sequence[str],
     ready: Callable[[], None] = lambda: None,
     limits: Limits = IOT_CORE,
+    audited: Path | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; `ready` is called once everything stands. Raises AgentError."""
+    """Serve until SIGTERM or SIGINT; `ready` is called once everything stands. Raises AgentError.
+
+    With `audited`, the data folder of an agent on this machine, its acknowledgements are audited.
+    """
     folder = CloudFolder(path)
     if is_running(folder.path):
         raise AgentError(f"a local cloud already runs in {folder.path}", hint="stop it, or use another --dir")
@@ -59,10 +66,22 @@ async def run(
     await asyncio.to_thread(broker.start)
     (folder.broker / PID_FILE).write_text(str(broker.pid), "ascii")
     try:
-        gateway = Gateway(folder, port, broker.port, Faults(), limits)
+        gateway = Gateway(folder, port, broker.port, Faults(), limits, stored_in(audited) if audited else None)
         await _serve(folder, gateway, broker.port, stop, ready)
     finally:
         await asyncio.to_thread(broker.stop)
+
+
+def stored_in(data_dir: Path) -> IsStored:
+    """Whether the agent with this data folder has an answer stored; if not, that is worth a line in the log."""
+
+    def is_stored(key: Key) -> bool:
+        found = holds(data_dir, key)
+        if not found:
+            log.error("acknowledged before its answer: %s", key)
+        return found
+
+    return is_stored
 
 
 def _end_leftover(folder: Path) -> None:
@@ -95,7 +114,7 @@ async def _serve(
 
 
 class Commands:
-    """What the control socket takes: `{"do": "fault" | "shadow", ..}`."""
+    """What the control socket takes: `{"do": "fault" | "shadow" | "audit", ..}`."""
 
     def __init__(self, gateway: Gateway, shadows: ShadowService, connection: Connection) -> None:
         self._gateway: Final = gateway
@@ -106,6 +125,8 @@ class Commands:
         if given["do"] == "fault":
             await self._gateway.put(given["fault"], float(given.get("milliseconds", 0)))
             return {}
+        if given["do"] == "audit":
+            return summary(self._gateway.findings.values())
         if given["do"] == "shadow" and given["operation"] in OPERATIONS:
             address = Address(given["thing"], given.get("name", ""))
             payload = str(given.get("document", "")).encode()

@@ -9,6 +9,7 @@ import mqtt5
 from mqtt5 import ConnAckReasonCode, DisconnectReasonCode, PubAckReasonCode, QoS, SubAckReasonCode
 
 from agent.cloud.policy import CONNECT_ATTRIBUTES, IS_ATTACHED, THING_NAME
+from agent.local_cloud.distortion import Distortion
 from agent.local_cloud.faults import Faults
 from agent.local_cloud.packets import Received, changed
 from agent.local_cloud.policy import CLIENT_ID, SOURCE_IP, Policy
@@ -57,6 +58,7 @@ class Session:
         self._connects: Final = connects
         self._limits: Final = limits
         self._faults: Final = faults
+        self._distortion: Final = Distortion(faults)
         self._rate: Final = Rate(limits.publishes_per_s)
         self._bytes: Final = Rate(limits.bytes_per_s)
         self._granted: set[str] = set()  # topic filters, on this connection
@@ -111,7 +113,7 @@ class Session:
             return ConnAckReasonCode.CLIENT_ID_NOT_VALID
         if packet.authentication_method is not None:
             return ConnAckReasonCode.BAD_AUTHENTICATION_METHOD
-        if self._faults.throttled:
+        if self._faults.has("throttle"):
             return ConnAckReasonCode.QUOTA_EXCEEDED
         if will and (bad_will := self._will_refusal(will)) is not None:
             return bad_will
@@ -147,6 +149,8 @@ class Session:
     # -- from the client ------------------------------------------------------------------------------------------
 
     def from_client(self, received: Received, now: float) -> Step:
+        if not self._distortion.is_for_broker(received.packet):
+            return Step()
         return self._in_turn(self._heard(received, now), len(received.raw), now)
 
     def _in_turn(self, step: Step, size: int, now: float) -> Step:
@@ -186,7 +190,7 @@ class Session:
                 return disconnect(code, f"a {kind} of {len(packet.payload)} bytes, QoS {packet.qos}, on {topic!r}")
         if not self._rate.take(now):
             return Step(note=f"over {self._limits.publishes_per_s} publishes/s: one on {topic!r} discarded")
-        if self._faults.throttled:
+        if self._faults.has("throttle"):
             refused = _puback(packet, PubAckReasonCode.QUOTA_EXCEEDED)
             return Step(to_client=refused, note=f"throttled: one on {topic!r} refused")
         if packet.topic_alias is None:
@@ -235,7 +239,7 @@ class Session:
         if not self._client.policy.allows("iot:Subscribe", "topicfilter", topic_filter, self._context()):
             return SubAckReasonCode.NOT_AUTHORIZED
         full = topic_filter not in self._filters and len(self._filters) >= self._limits.subscriptions
-        if full or self._faults.throttled:
+        if full or self._faults.has("throttle"):
             return SubAckReasonCode.QUOTA_EXCEEDED
         self._filters.add(topic_filter)
         self._granted.add(topic_filter)
@@ -272,16 +276,17 @@ class Session:
                 given = iter(packet.reason_codes)
                 codes = [code or next(given) for code in self._refused.pop(packet.packet_id, [])]
                 return Step(to_client=changed(packet, reason_codes=codes or packet.reason_codes).write())
-            case mqtt5.PubAckPacket() if self._faults.drop_puback:
+            case mqtt5.PubAckPacket() if self._faults.has("drop-puback"):
                 return Step(note=f"PUBACK {packet.packet_id} dropped")
             case mqtt5.PubAckPacket(reason_code=PubAckReasonCode.NO_MATCHING_SUBSCRIBERS):
                 return Step(to_client=mqtt5.PubAckPacket(packet.packet_id).write())  # IoT Core does not tell
-        return Step(to_client=raw, end=isinstance(packet, mqtt5.DisconnectPacket))
+        sent = self._distortion.to_client(packet, raw)
+        return Step(to_client=sent, end=isinstance(packet, mqtt5.DisconnectPacket))
 
     def _deliver(self, packet: mqtt5.PublishPacket, raw: bytes, now: float) -> Step:
         """A message for the client, unless the policy, the service's own way with `x/#`, or the rate keeps it back."""
         at_least_once = packet.qos == QoS.AT_LEAST_ONCE
-        if self._faults.deaf:
+        if self._faults.has("deaf"):
             # As if the subscription were lost: the broker is told that it arrived, so that it never comes again.
             return Step(to_broker=_puback(packet), note=f"deaf: one on {packet.topic!r} lost")
         if not self._client.policy.allows("iot:Receive", "topic", packet.topic, self._context()):
@@ -293,7 +298,8 @@ class Session:
         # IoT Core does not say of a message that it was sent before.
         plain = changed(packet, duplicate=False).write() if packet.duplicate else raw
         # Over the rate the service would deliver it again later; waiting comes to the same.
-        return Step(to_client=plain, wait_s=self._rate.reserve(now) if at_least_once else 0.0)
+        sent = self._distortion.to_client(packet, plain)
+        return Step(to_client=sent, wait_s=self._rate.reserve(now) if at_least_once else 0.0)
 
 
 def _puback(packet: mqtt5.PublishPacket, code: PubAckReasonCode = PubAckReasonCode.SUCCESS) -> bytes:

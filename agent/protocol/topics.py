@@ -55,6 +55,10 @@ class AgentTopics(NamedTuple):
         listens = {self.shared_requests, self.own_requests, self.embeddings, self.corpus_updates}
         return listens | {self.status, self.own_status}
 
+    def answered(self) -> set[str]:
+        """Topics of requests that are acknowledged after their answer; updates are, once they are stored."""
+        return {self.shared_requests, self.own_requests, self.embeddings}
+
     def results_for(self, client_id: str | None) -> str:
         """The topic of answers to requests that name none; an id that is no plain name is not filled in."""
         if client_id and _SAFE_CLIENT_ID.fullmatch(client_id):
