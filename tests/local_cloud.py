@@ -82,8 +82,13 @@ class LocalCloud:
 
     def insider(self) -> Client:
         """An application behind the gateway, at the broker itself: no fault touches it, and no policy binds it."""
+        return Client(self.broker_port)
+
+    @property
+    def broker_port(self) -> int:
+        """Of the broker behind the gateway."""
         config = (self.folder / "broker" / "mosquitto.conf").read_text()
-        return Client(int(re.search(r"listener (\d+)", config)[1]))
+        return int(re.search(r"listener (\d+)", config)[1])
 
     @property
     def log(self) -> str:

@@ -77,6 +77,13 @@ class Mosquitto:
                 self._process.wait()
             self._process = None
 
+    def kill(self) -> None:
+        """End it without giving it a moment: it forgets what it has not stored, and says goodbye to nobody."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
     def __enter__(self) -> Self:
         return self.start()
 
