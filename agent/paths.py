@@ -9,6 +9,9 @@ APP: Final = "arxplorer-agent"
 SYSTEM_DATA_DIR: Final = Path("/var/lib") / APP
 SYSTEM_RUNTIME_DIR: Final = Path("/run") / APP
 SYSTEM_CONFIG: Final = Path("/etc") / APP / "config.yaml"
+# Of linux/fcntl.h and linux/fs.h; Python has no name for them, nor for renameat2.
+AT_FDCWD: Final = -100
+RENAME_EXCHANGE: Final = 2
 
 
 def default_data_dir() -> Path:
@@ -71,9 +74,26 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
+def exchange(one: Path, other: Path) -> None:
+    """Let two files or folders of one file system change places at once, so that neither place is ever empty.
+
+    Raises OSError.
+    """
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    here, names = ctypes.c_int(AT_FDCWD), (os.fsencode(one), os.fsencode(other))
+    if libc.renameat2(here, names[0], here, names[1], ctypes.c_uint(RENAME_EXCHANGE)):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(one), None, str(other))
+
+
 def write_file(path: Path, content: bytes) -> None:
-    """Replace `path` durably: written beside, synced, renamed over it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Replace `path` durably: written beside, synced, renamed over it. One process at a time may do so.
+
+    What a killed process left beside it is written over by the next.
+    """
+    beside = path.with_name(f".{path.name}.tmp")
     try:
         beside.write_bytes(content)
         sync_file(beside)

@@ -1,9 +1,13 @@
 """Install a model: gather, verify, convert, self-test, and only then replace what is there."""
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +17,7 @@ import numpy as np
 
 from agent.errors import ModelError
 from agent.model import fetch
-from agent.paths import catalog_dir, sync_file, sync_folder
+from agent.paths import catalog_dir, exchange, sync_file, sync_folder
 from agent.protocol.manifest import CONVERTIBLE, ModelManifest, dump_manifest, parse_manifest
 from agent.search.embedder import Embedder
 
@@ -55,8 +59,11 @@ def install(name: str, models_dir: Path, *, source: Path | None = None) -> SelfT
     manifest = known_manifest(name, source)
     try:
         models_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=models_dir) as scratch:
-            return _install(manifest, Path(scratch).resolve(), models_dir / name, source)
+        with _alone_in(models_dir):
+            for left in models_dir.glob(f".{name}.*"):
+                shutil.rmtree(left, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=f".{name}.", dir=models_dir) as scratch:
+                return _install(manifest, Path(scratch).resolve(), models_dir / name, source)
     except OSError as error:
         raise ModelError(f"{name} cannot be installed in {models_dir}: {error}") from error
 
@@ -170,10 +177,29 @@ def _finish(staged: Path, manifest: ModelManifest) -> None:
 
 
 def _swap(staged: Path, target: Path, replaced: Path) -> None:
-    if target.exists():
-        target.rename(replaced)
-    staged.rename(target)
+    """Put a model in its place. One that was there serves until then, also for who opens it at this moment."""
+    if not target.exists():
+        staged.rename(target)
+    else:
+        try:
+            exchange(staged, target)
+        except OSError:  # not every file system can
+            target.rename(replaced)
+            staged.rename(target)
     sync_folder(target.parent)
+
+
+@contextmanager
+def _alone_in(models_dir: Path) -> Iterator[None]:
+    """One installation at a time, so that what lies about is known to be of one that was killed."""
+    descriptor = os.open(models_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ModelError(f"another process is installing a model in {models_dir}", hint="wait for it") from error
+    finally:
+        os.close(descriptor)
 
 
 def _verify(folder: Path, expected: dict[str, str], *, complete: bool = False) -> None:

@@ -123,9 +123,12 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, content: bytes, mode: int) -> None:
-    """Write beside, sync, rename: with its mode from the first moment on, in a folder that is closed if we make it."""
+    """Write beside, sync, rename: with its mode from the first moment on, in a folder that is closed if we make it.
+
+    What a killed run left beside it, perhaps half a key, is gone with the next.
+    """
     path.parent.mkdir(mode=FOLDER, parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.tmp")
     beside.unlink(missing_ok=True)
     try:
         with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
