@@ -163,6 +163,12 @@ def test_a_rebuild_that_is_killed_between_its_renames_can_be_done_again(folder: 
     assert (verify(folder), len(papers_of(folder))) == ([], PAPERS - 1)
 
 
+def test_a_corpus_that_never_held_a_paper_is_whole(tmp_path: Path) -> None:
+    with CorpusIndex(tmp_path, MODEL, DIMENSIONS, owner=True) as index:
+        index.catch_up()
+    assert verify(tmp_path) == []
+
+
 @pytest.mark.parametrize("content", [b"", b"not a database at all" * 500])
 def test_papers_of_which_nothing_is_left_are_not_replaced_by_none(folder: Path, content: bytes) -> None:
     (folder / "papers.db").write_bytes(content)

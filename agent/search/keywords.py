@@ -327,6 +327,8 @@ def problems_of(folder: Path, corpus: str, last_change: int, papers: int) -> Ite
     """
     if not folder.is_dir() or not any(folder.iterdir()):
         return
+    if not (last_change or (folder / STATE).exists()):
+        return  # of a corpus that never held a paper nothing was ever committed
     try:
         state = read_state(folder / STATE)
         segments = json.loads((folder / "meta.json").read_bytes())["segments"]

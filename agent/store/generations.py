@@ -41,6 +41,7 @@ def ensure_generation(data_dir: Path) -> Path:
         return link.resolve()
     try:
         (data_dir / "generations" / FIRST).mkdir(parents=True, exist_ok=True)
+        sync_folder(data_dir / "generations")
         beside = data_dir / ".current.new"
         beside.unlink(missing_ok=True)
         beside.symlink_to(Path("generations") / FIRST)
