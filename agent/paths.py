@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from agent.crash_points import crash_point
+
 APP: Final = "arxplorer-agent"
 SYSTEM_DATA_DIR: Final = Path("/var/lib") / APP
 SYSTEM_RUNTIME_DIR: Final = Path("/run") / APP
@@ -96,9 +98,13 @@ def write_file(path: Path, content: bytes) -> None:
     beside = path.with_name(f".{path.name}.tmp")
     try:
         beside.write_bytes(content)
+        crash_point("paths.write_file:before-sync")
         sync_file(beside)
+        crash_point("paths.write_file:before-rename")
         beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+    crash_point("paths.write_file:after-rename")
     sync_folder(path.parent)
+    crash_point("paths.write_file:done")

@@ -33,6 +33,7 @@ FLOORS = (
     "config",
     "footprint",
     "paths",
+    "crash_points",
     "logs",
     "domain",
     "errors",

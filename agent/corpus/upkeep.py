@@ -6,6 +6,7 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
+from agent.crash_points import crash_point
 from agent.errors import CorpusError
 from agent.footprint import Footprint
 from agent.paths import sync_folder
@@ -65,11 +66,16 @@ def _salvage(folder: Path) -> Salvaged:
     # has been read, and must not be taken for the new one's.
     names = (f"{PAPERS}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{number}" for number in count(1))
     aside = next(folder / name for name in names if not (folder / name).exists())
+    crash_point("upkeep.salvage:before-link")
     aside.hardlink_to(folder / PAPERS)
+    crash_point("upkeep.salvage:linked")
     for path in _logs_of(folder / PAPERS):
         if path.exists():
             path.rename(path.with_name(path.name.replace(PAPERS, aside.name)))
+            crash_point("upkeep.salvage:log-renamed")
+    crash_point("upkeep.salvage:before-rename")
     fresh.replace(folder / PAPERS)
+    crash_point("upkeep.salvage:after-rename")
     sync_folder(folder)
     return saved
 

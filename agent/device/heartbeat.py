@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from agent.crash_points import crash_point
 from agent.errors import NotReadyError
 from agent.paths import SYSTEM_RUNTIME_DIR, shut_out
 
@@ -33,7 +34,9 @@ class HeartbeatFile:
         beat = {"data_dir": _real(self._data_dir), "at": time.monotonic(), "good_for_s": good_for_s}
         beside = self.path.with_name(f".{NAME}.new")
         beside.write_text(json.dumps(beat), "utf-8")
+        crash_point("heartbeat.beat:before-rename")
         beside.replace(self.path)
+        crash_point("heartbeat.beat:after-rename")
 
     def remove(self) -> None:
         with suppress(OSError):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from agent.crash_points import crash_point
 from agent.errors import ModelError
 from agent.model import fetch
 from agent.paths import catalog_dir, exchange, sync_file, sync_folder
@@ -178,6 +179,7 @@ def _finish(staged: Path, manifest: ModelManifest) -> None:
 
 def _swap(staged: Path, target: Path, replaced: Path) -> None:
     """Put a model in its place. One that was there serves until then, also for who opens it at this moment."""
+    crash_point("install.swap:before-rename")
     if not target.exists():
         staged.rename(target)
     else:
@@ -186,7 +188,9 @@ def _swap(staged: Path, target: Path, replaced: Path) -> None:
         except OSError:  # not every file system can
             target.rename(replaced)
             staged.rename(target)
+    crash_point("install.swap:before-sync")
     sync_folder(target.parent)
+    crash_point("install.swap:scratch-left")
 
 
 @contextmanager

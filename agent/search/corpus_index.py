@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 from typing import Final, Self
 
+from agent.crash_points import crash_point
 from agent.errors import DamagedIndexError
 from agent.footprint import Footprint, footprint
 from agent.paths import sync_folder
@@ -56,6 +57,7 @@ class CorpusIndex:
         crashed = writable and (self.folder / IN_USE).exists()
         if writable:
             (self.folder / IN_USE).touch()
+            crash_point("corpus_index.open:marked")
         self.vectors = VectorIndex(
             self.folder / "vectors",
             corpus,
@@ -163,6 +165,7 @@ class CorpusIndex:
     def close(self) -> None:
         self.papers.close()
         if self.writable:
+            crash_point("corpus_index.close:still-marked")
             (self.folder / IN_USE).unlink(missing_ok=True)
         if self._lock:
             self._lock.close()

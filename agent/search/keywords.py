@@ -18,6 +18,7 @@ import tantivy
 from numpy.typing import NDArray
 from tantivy import Filter, Occur, Query, Tokenizer
 
+from agent.crash_points import crash_point
 from agent.domain import Filters, Paper
 from agent.errors import DamagedIndexError
 from agent.search.native import damage_of
@@ -112,7 +113,9 @@ class KeywordIndex:
             shutil.rmtree(aside, ignore_errors=True)
             if self.folder.exists():
                 self.folder.rename(aside)
+                crash_point("keywords.start_anew:moved-away")
             self.folder.mkdir(parents=True, exist_ok=True)
+            crash_point("keywords.start_anew:empty-folder")
             shutil.rmtree(aside, ignore_errors=True)
         self._use(tantivy.Index(self._schema, path=str(self.folder) if self.writable else None), 0)
 
@@ -145,11 +148,14 @@ class KeywordIndex:
                     writer.delete_documents_by_term("arxiv_id", change.arxiv_id)
                     if change.paper:
                         writer.add_document(_document(change.number, change.paper))
+                crash_point("keywords.apply:before-commit")
                 writer.commit()
+                crash_point("keywords.apply:before-merge")
             finally:
                 writer.wait_merging_threads()  # releases the writer's lock as well
                 self._share()
         state = {"schema": SCHEMA_VERSION, "corpus": self._corpus, "change": reached}
+        crash_point("keywords.apply:before-state")
         write_state(self.folder / STATE, state)
         with damage_of("keywords"):
             self._index.reload()

@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.crash_points import crash_point
 from agent.errors import CorpusError
 from agent.paths import sync_file
 from agent.search.native import usearch_index
@@ -102,6 +103,7 @@ class Segment:
         graph.add(keys, matrix, threads=os.cpu_count() or 1)
         path, rows_path = (folder / file for file in files_of(name))
         graph.save(str(path))
+        crash_point("segments.build:graph-alone")
         # Several threads fill the rows in any order, so each row is found again by its content. Equal vectors
         # are interchangeable. This also proves that the file is laid out as we read it.
         stored = np.memmap(path, np.int8, "r", offset=HEADER_BYTES, shape=matrix.shape)
@@ -112,6 +114,7 @@ class Segment:
         rows[given] = by_content
         order = np.argsort(keys)
         np.save(rows_path, np.stack([keys[order], rows[order]]))
+        crash_point("segments.build:before-sync")
         sync_file(path)
         sync_file(rows_path)
 

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.crash_points import crash_point
 from agent.search.native import damage_of
 from agent.search.segments import STATE, Near, Segment, file_crc, files_of, problems_of
 from agent.search.similarity import Floats, closest, cosines
@@ -85,6 +86,7 @@ class VectorIndex:
     def drop(self) -> None:
         """Forget everything, to be filled anew."""
         (self.folder / STATE).unlink(missing_ok=True)
+        crash_point("vectors.drop:no-state")
         self._open()
         self._sweep()
 
@@ -171,6 +173,7 @@ class VectorIndex:
                 crcs[file] = self._crcs[file] if segment in before else file_crc(self.folder / file)
         names = [segment.name for segment in view.segments]
         state = {"corpus": self._corpus, "model": self.model, "seq": reached, "segments": names, "crc32": crcs}
+        crash_point("vectors.commit:before-state")
         write_state(self.folder / STATE, state)
         self._view, self._segments_reach, self._crcs = view, reached, crcs
         self._sweep()
@@ -181,6 +184,7 @@ class VectorIndex:
         for path in self.folder.glob("*"):
             if path.name != STATE and path.name.split(".", 1)[0] not in used:
                 path.unlink(missing_ok=True)
+                crash_point("vectors.sweep:between-files")
 
     # -- searching --------------------------------------------------------------------------------------------
 

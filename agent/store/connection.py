@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from agent.crash_points import crash_point
+
 BUSY_TIMEOUT_S: Final = 30.0
 CACHE_KIB: Final = 1_024
 
@@ -50,6 +52,7 @@ class ThreadConnections:
             # may be touched: closing one that is open elsewhere in this process would drop its locks.
             with suppress(OSError):
                 os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
+                crash_point("connection.open:empty-file")
         connection = sqlite3.connect(
             f"{self._path.absolute().as_uri()}?mode={mode}",
             uri=True,

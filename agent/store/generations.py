@@ -12,6 +12,7 @@ import fcntl
 from pathlib import Path
 from typing import Final, Self
 
+from agent.crash_points import crash_point
 from agent.errors import CorpusError, NotReadyError
 from agent.paths import shut_out, sync_folder
 
@@ -42,10 +43,13 @@ def ensure_generation(data_dir: Path) -> Path:
     try:
         (data_dir / "generations" / FIRST).mkdir(parents=True, exist_ok=True)
         sync_folder(data_dir / "generations")
+        crash_point("generations.ensure:no-link")
         beside = data_dir / ".current.new"
         beside.unlink(missing_ok=True)
         beside.symlink_to(Path("generations") / FIRST)
+        crash_point("generations.ensure:before-rename")
         beside.replace(link)
+        crash_point("generations.ensure:after-rename")
         sync_folder(data_dir)
     except OSError as error:
         raise CorpusError(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from agent.crash_points import crash_point
 from agent.errors import CorpusError
 from agent.store.connection import ThreadConnections
 from agent.store.papers import INSERT_PAPER, PaperStore, blob_crc, row_crc
@@ -88,6 +89,7 @@ def salvage(damaged: Path, target: Path) -> Salvaged:
         )
         db.execute("DELETE FROM vectors WHERE key NOT IN (SELECT key FROM papers)")
         counts = [int(db.execute(f"SELECT count(*) FROM {name}").fetchone()[0]) for name in ("papers", "vectors")]  # noqa: S608
+        crash_point("inspection.salvage:before-commit")
         db.execute("COMMIT")
         if not counts[0]:
             raise CorpusError(f"nothing of {damaged} can be read", hint="import the papers again")

@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.crash_points import crash_point
 from agent.domain import Paper
 from agent.errors import CorpusError
 from agent.store.connection import ThreadConnections, unmapped
@@ -117,7 +118,9 @@ class PaperStore:
         db.execute("BEGIN IMMEDIATE")
         try:
             yield db
+            crash_point("papers.transaction:before-commit")
             db.commit()
+            crash_point("papers.transaction:after-commit")
         except BaseException:
             db.rollback()
             raise
@@ -155,6 +158,7 @@ class PaperStore:
     def _supersede(db: sqlite3.Connection, stored: tuple[int, Paper], number: int, paper: Paper) -> None:
         old_key, old_paper = stored
         db.execute("DELETE FROM papers WHERE key = ?", [old_key])
+        crash_point("papers.supersede:old-row-gone")
         db.execute(INSERT_PAPER, _row(number, paper))
         if old_paper.text == paper.text:
             db.execute(
@@ -173,6 +177,7 @@ class PaperStore:
             for arxiv_id, (key, _) in present.items():
                 number += 1
                 db.execute("INSERT INTO removals VALUES (?, ?)", [number, arxiv_id])
+                crash_point("papers.remove:row-still-there")
                 db.execute("DELETE FROM papers WHERE key = ?", [key])
                 db.execute("DELETE FROM vectors WHERE key = ?", [key])
                 removed.append(arxiv_id)
@@ -193,6 +198,7 @@ class PaperStore:
                 if found is None or found[0] == model_id:
                     continue
                 db.execute("DELETE FROM vectors WHERE key = ?", [key])
+                crash_point("papers.put_vectors:between-vectors")
                 blob = vector.tobytes()
                 db.execute(
                     "INSERT INTO vectors (key, model, vector, crc) VALUES (?, ?, ?, ?)",

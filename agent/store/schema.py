@@ -9,6 +9,8 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from agent.crash_points import crash_point
+
 if TYPE_CHECKING:
     from sqlite_utils import Database, Migrations
 
@@ -38,6 +40,7 @@ def _ensure(connection: sqlite3.Connection, version: int, migrations: Callable[[
     from sqlite_utils import Database
 
     migrations().apply(Database(connection))
+    crash_point("schema.ensure:before-version")
     connection.execute(f"PRAGMA user_version = {version}")
 
 
@@ -57,6 +60,7 @@ def _migrations() -> "Migrations":
         models = db.table("models")
         models.create({"id": int, "name": str}, pk="id", not_null={"name"})
         models.create_index(["name"], unique=True)
+        crash_point("schema.papers:between-tables")
         # By hand for AUTOINCREMENT: a sequence number is never given twice, also after the last row was deleted.
         db.execute(
             """CREATE TABLE vectors (

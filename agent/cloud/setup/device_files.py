@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from agent.cloud.setup.keys import PrivateKey, key_to_pem, new_key, read_key
 from agent.config import Certificates
+from agent.crash_points import crash_point
 from agent.errors import AgentError
 from agent.paths import sync_folder
 
@@ -69,6 +70,7 @@ class Disk:
         with _named(path):
             if path.is_file() and path.read_bytes() != content:
                 _replace(path.with_name(f"{path.name}.old"), path.read_bytes(), mode)
+                crash_point("device_files.write:old-kept")
             _replace(path, content, mode)
 
     def replace_text(self, path: Path, text: str) -> None:
@@ -80,6 +82,7 @@ class Disk:
     def move(self, source: Path, target: Path) -> None:
         with _named(target):
             source.replace(target)
+            crash_point("device_files.move:before-sync")
             sync_folder(target.parent)
 
     def remove(self, *paths: Path) -> None:
@@ -135,8 +138,11 @@ def _replace(path: Path, content: bytes, mode: int) -> None:
             os.fchmod(stream.fileno(), mode)  # whatever the umask
             stream.write(content)
             stream.flush()
+            crash_point("device_files.replace:before-sync")
             os.fsync(stream.fileno())
+        crash_point("device_files.replace:before-rename")
         beside.replace(path)
+        crash_point("device_files.replace:after-rename")
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
