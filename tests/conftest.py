@@ -242,6 +242,17 @@ def sample_data_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own that can be filled, where root may mount one."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", mount], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield mount
+    subprocess.run(["umount", "-l", mount], check=True)
+
+
+@pytest.fixture
 def start_agent() -> Iterator[Callable[..., AgentProcess]]:
     """Start agents that end with the test, however it ends."""
     started: list[AgentProcess] = []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -17,9 +18,11 @@ from conftest import AgentProcess, Client, wait_until
 from local_cloud import ANSWER, CLOUD_ONLY, QUESTION, QUICK, STATUS, LocalCloud, first, status
 
 from agent.cloud.policy import THING_VARIABLE, agent_policy
-from agent.config import AwsIot
+from agent.config import AwsIot, OutboxConfig
 from agent.local_cloud.mosquitto import Mosquitto, free_port
 from agent.protocol.topics import AgentTopics
+from agent.store.agent_db import AgentDatabase
+from agent.store.outbox import Kept, Outbox
 
 OWN = "arxplorer/search/requests/device"
 
@@ -233,3 +236,50 @@ def test_the_outbox_is_shown_by_the_status(device: AgentProcess, behind: Client)
     said = status(behind)["details"]["outbox"]
     nothing = {"messages": 0, "bytes": 0}
     assert said == {"answers": nothing, "reports": nothing, "dropped": {}, "set_aside": 0}
+
+
+def test_a_full_outbox_is_drained_in_order_within_the_rate_of_the_cloud_while_questions_are_answered(
+    start_agent, sample_data_dir: Path, cloud: LocalCloud, behind: Client
+) -> None:
+    database = AgentDatabase(sample_data_dir / "agent.db")
+    rest = {"retain": False, "response_topic": None, "correlation": None, "content_type": None, "user_properties": []}
+    link = f"cloud localhost:{cloud.port}"
+    waiting = [Kept(link, "answer", behind.answers, b"kept %d" % number, rest) for number in range(250)]
+    Outbox(database, OutboxConfig()).put(waiting)
+    database.close()
+    agent = start_agent(sample_data_dir, free_port(), config=cloud.config("device"), **CLOUD_ONLY, **QUICK)
+    correlation = ask_without_waiting(behind)
+    came = []
+    answered_after = None
+    while len(came) < len(waiting) or answered_after is None:
+        message = behind.next()
+        if getattr(message.properties, "CorrelationData", None) == correlation:
+            answered_after = len(came)
+        else:
+            came.append(message.payload)
+    assert came == [one.payload for one in waiting]
+    assert answered_after < len(waiting) // 2, "live requests do not queue behind what was kept"
+    wait_until(lambda: not kept(agent))
+    assert "discarded" not in cloud.log
+
+
+def test_answers_that_a_full_disk_cannot_keep_are_left_to_the_broker_and_nothing_is_lost(
+    start_agent, sample_data_dir: Path, cloud: LocalCloud, broker: Mosquitto, client: Client, behind: Client, small_disk
+) -> None:
+    shutil.copytree(sample_data_dir, small_disk / "data", symlinks=True)
+    agent = start_agent(small_disk / "data", broker.port, config=cloud.config("device"), **QUICK)
+    wait_until(lambda: f"connected to localhost:{cloud.port}".encode() in agent.log.read_bytes())
+    cloud.fault("drop-puback")
+    asked = [ask_without_waiting(behind) for _ in range(3)]
+    answers_to(behind, *asked)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(b"x" * shutil.disk_usage(small_disk).free)
+    cloud.fault("refuse")
+    client.subscribe(f"{STATUS}/device")
+    status(client, lambda said: any("agent.db" in one for one in said["details"]["problems"]))
+    assert first(client.ask(QUESTION)) == ANSWER
+    ballast.unlink()
+    cloud.fault("clear")
+    again = answers_to(behind, *asked)
+    assert all(first(one) == ANSWER for copies in again.values() for one in copies)
+    assert not has_outbox(agent)
