@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from agent.config import Config
+from agent.crash_points import crash_point
 from agent.device.request_marks import RequestMarks
 from agent.errors import BrokerError, RequestError
 from agent.handlers import Answer, Handlers
@@ -158,6 +159,7 @@ class MQTTSearchBridge:
         with self._marks.working(content):
             answer = self._handlers.kinds[message.topic](message)
         if message.topic == self._topics.corpus_updates:
+            crash_point("bridge.serve:update-stored")
             # It is in papers.db (or was refused): acknowledged at once, so that no later update overtakes it.
             message.acknowledge()
         self._send(message, answer)
@@ -220,6 +222,7 @@ class MQTTSearchBridge:
     def _done(self, message: Message, answer: Answer, *, keep: bool = False) -> None:
         """The message is finished: acknowledged, unless the broker is to `keep` and deliver it again."""
         if not keep:
+            crash_point("bridge.done:before-acknowledge")
             message.acknowledge()
         with self._guard:
             self.counters[answer.outcome] += 1

@@ -5,7 +5,6 @@ import errno
 import fcntl
 import os
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -16,66 +15,19 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from conftest import ROOT
+from crash_cases import POINTS, cases, killed_at
 from crashing import BATCH, NEW, OLD, content_of, import_of, write_inputs
 from test_model import NAME, manifest, publish
 
 from agent.cli import cli
 from agent.cloud.setup.keys import read_key
 from agent.corpus.upkeep import verify
-from agent.crash_points import VARIABLE
 from agent.device.heartbeat import seconds_since_beat
 from agent.errors import ModelError, NotReadyError
 from agent.model import install as installer
 from agent.model.install import install
 from agent.model.install import verify as verify_model
 from agent.store.inspection import problems_of
-
-POINTS: dict[str, list[str]] = {
-    "connection.open:empty-file": ["first"],
-    "corpus_index.close:still-marked": ["new"],
-    "corpus_index.open:marked": ["first", "new"],
-    "device_files.move:before-sync": ["keys"],
-    "device_files.replace:after-rename": ["keys", "keys:3"],
-    "device_files.replace:before-rename": ["keys", "keys:2", "keys:3"],
-    "device_files.replace:before-sync": ["keys", "keys:2"],
-    "device_files.write:old-kept": ["keys"],
-    "generations.ensure:after-rename": ["first"],
-    "generations.ensure:before-rename": ["first"],
-    "generations.ensure:no-link": ["first"],
-    "heartbeat.beat:after-rename": ["beat"],
-    "heartbeat.beat:before-rename": ["beat"],
-    "inspection.salvage:before-commit": ["salvage"],
-    "install.swap:before-rename": ["install", "replace"],
-    "install.swap:before-sync": ["install", "replace"],
-    "install.swap:scratch-left": ["install", "replace"],
-    "keywords.apply:before-commit": ["first", "new:2", "remove"],
-    "keywords.apply:before-merge": ["new", "remove"],
-    "keywords.apply:before-state": ["first", "new:2", "remove", "rebuild"],
-    "keywords.start_anew:empty-folder": ["first", "rebuild"],
-    "keywords.start_anew:moved-away": ["rebuild"],
-    "papers.put_vectors:between-vectors": ["first:25", "new:7"],
-    "papers.remove:row-still-there": ["remove:5"],
-    "papers.supersede:old-row-gone": ["new:25"],
-    "papers.transaction:after-commit": ["first", "new:2", "new:5", "remove:2"],
-    "papers.transaction:before-commit": ["first:4", "new:2", "remove:2"],
-    "paths.write_file:after-rename": ["first", "new:5"],
-    "paths.write_file:before-rename": ["first", "first:4"],
-    "paths.write_file:before-sync": ["first:4", "new"],
-    "paths.write_file:done": ["first", "rebuild"],
-    "schema.ensure:before-version": ["first"],
-    "schema.papers:between-tables": ["first"],
-    "segments.build:before-sync": ["new"],
-    "segments.build:graph-alone": ["first", "rebuild"],
-    "upkeep.salvage:after-rename": ["salvage"],
-    "upkeep.salvage:before-link": ["salvage"],
-    "upkeep.salvage:before-rename": ["salvage"],
-    "upkeep.salvage:linked": ["salvage"],
-    "upkeep.salvage:log-renamed": ["salvage", "salvage:2"],
-    "vectors.commit:before-state": ["first", "new:2"],
-    "vectors.drop:no-state": ["rebuild"],
-    "vectors.sweep:between-files": ["new:2", "rebuild"],
-}
-"""Of each point what passes it (the command or worker below), and where that matters, which passing: `NAME:N`."""
 
 
 def test_every_crash_point_of_the_code_is_tried() -> None:
@@ -86,24 +38,6 @@ def test_every_crash_point_of_the_code_is_tried() -> None:
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "crash_point"
     ]
     assert sorted(written) == sorted(POINTS), "each once, by a name of its own"
-
-
-def cases(*scenarios: str) -> list[Any]:
-    found = []
-    for point, passings in POINTS.items():
-        for passing in passings:
-            scenario, _, number = passing.partition(":")
-            if scenario in scenarios:
-                found.append(pytest.param(scenario, f"{point}:{number or 1}", id=f"{point}-{passing}"))
-    return found
-
-
-def killed_at(point: str, *command: str) -> str:
-    """Run a command that dies at a point; what it had said by then."""
-    environment = {**os.environ, VARIABLE: point}
-    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, f"did not come to {point}: {done.stdout}{done.stderr}"
-    return done.stdout
 
 
 def files_in(folder: Path) -> set[str]:

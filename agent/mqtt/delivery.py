@@ -10,6 +10,7 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import Any, Final
 
+from agent.crash_points import crash_point
 from agent.errors import BrokerError, StateError
 from agent.mqtt.connection import Connection
 from agent.mqtt.packets import Outgoing
@@ -157,6 +158,7 @@ class Delivery:
             verdicts = await asyncio.gather(*(self._deliver(one) for one in messages))
             done = [one.seq for one, error in zip(messages, verdicts, strict=True) if error is None]
             if done:
+                crash_point("delivery.drain:before-remove")
                 await self._in_pool(self._outbox.remove, done)
             await self._refuse_all(messages, verdicts)
             passing = next((error for error in verdicts if error and not error.final), None)

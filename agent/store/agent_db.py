@@ -11,6 +11,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
+from agent.crash_points import crash_point
 from agent.errors import StateError
 from agent.store.connection import ThreadConnections
 from agent.store.schema import ensure_agent_schema
@@ -94,6 +95,7 @@ class AgentDatabase:
             try:
                 db = self._connection
                 db.executescript("PRAGMA incremental_vacuum")  # `execute` would stop after the first page
+                crash_point("agent_db.compact:before-checkpoint")
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             except sqlite3.Error as error:
                 log.info("%s stays as large as it is: %s", self.path, error)
@@ -109,11 +111,13 @@ class AgentDatabase:
         db.execute("BEGIN IMMEDIATE")
         try:
             result = action(db)
+            crash_point("agent_db.write:before-commit")
             db.execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):  # what failed may have rolled back by itself
                 db.execute("ROLLBACK")
             raise
+        crash_point("agent_db.write:after-commit")
         return result
 
     def _open(self) -> sqlite3.Connection:
@@ -141,6 +145,7 @@ class AgentDatabase:
         target = next((name for name in names if not name.exists()), names[-1])
         try:
             self.path.rename(target)
+            crash_point("agent_db.put_aside:renamed")
             for ending in ("-wal", "-shm"):  # they belong to it, and would spoil a new file
                 self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
         except OSError as error:

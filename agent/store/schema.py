@@ -31,6 +31,7 @@ def ensure_agent_schema(connection: sqlite3.Connection) -> None:
     if connection.execute("PRAGMA auto_vacuum").fetchone()[0] != INCREMENTAL:
         # So that the file shrinks again once its outbox is empty.
         connection.execute(f"PRAGMA auto_vacuum = {INCREMENTAL}")
+        crash_point("schema.agent:before-vacuum")
         connection.execute("VACUUM")
 
 
@@ -110,6 +111,7 @@ def _agent_migrations() -> "Migrations":
                 crc INTEGER NOT NULL
             )"""
         )
+        crash_point("schema.agent:between-tables")
         # What there is of a kind is told without paging through payloads.
         db.table("outbox").create_index(["set_aside", "kind", "link", "bytes", "key"], if_not_exists=True)
         columns = {"kind": str, "reason": str, "count": int}

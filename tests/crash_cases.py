@@ -1,0 +1,85 @@
+"""Every crash point of the code, and what is tried at it."""
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from agent.crash_points import VARIABLE
+
+POINTS: dict[str, list[str]] = {
+    "agent_db.compact:before-checkpoint": ["outbox"],
+    "agent_db.put_aside:renamed": ["damaged"],
+    "agent_db.write:after-commit": ["outbox", "outbox:4", "outbox:7", "outbox:8"],
+    "agent_db.write:before-commit": ["outbox", "outbox:4", "outbox:7", "outbox:8"],
+    "bridge.done:before-acknowledge": ["question"],
+    "bridge.serve:update-stored": ["update"],
+    "connection.open:empty-file": ["first", "outbox"],
+    "corpus_index.close:still-marked": ["new"],
+    "corpus_index.open:marked": ["first", "new"],
+    "delivery.drain:before-remove": ["deliver"],
+    "device_files.move:before-sync": ["keys"],
+    "device_files.replace:after-rename": ["keys", "keys:3"],
+    "device_files.replace:before-rename": ["keys", "keys:2", "keys:3"],
+    "device_files.replace:before-sync": ["keys", "keys:2"],
+    "device_files.write:old-kept": ["keys"],
+    "generations.ensure:after-rename": ["first"],
+    "generations.ensure:before-rename": ["first"],
+    "generations.ensure:no-link": ["first"],
+    "heartbeat.beat:after-rename": ["beat"],
+    "heartbeat.beat:before-rename": ["beat"],
+    "inspection.salvage:before-commit": ["salvage"],
+    "install.swap:before-rename": ["install", "replace"],
+    "install.swap:before-sync": ["install", "replace"],
+    "install.swap:scratch-left": ["install", "replace"],
+    "keywords.apply:before-commit": ["first", "new:2", "remove"],
+    "keywords.apply:before-merge": ["new", "remove"],
+    "keywords.apply:before-state": ["first", "new:2", "remove", "rebuild"],
+    "keywords.start_anew:empty-folder": ["first", "rebuild"],
+    "keywords.start_anew:moved-away": ["rebuild"],
+    "papers.put_vectors:between-vectors": ["first:25", "new:7"],
+    "papers.remove:row-still-there": ["remove:5"],
+    "papers.supersede:old-row-gone": ["new:25"],
+    "papers.transaction:after-commit": ["first", "new:2", "new:5", "remove:2"],
+    "papers.transaction:before-commit": ["first:4", "new:2", "remove:2"],
+    "paths.write_file:after-rename": ["first", "new:5"],
+    "paths.write_file:before-rename": ["first", "first:4"],
+    "paths.write_file:before-sync": ["first:4", "new"],
+    "paths.write_file:done": ["first", "rebuild"],
+    "schema.agent:before-vacuum": ["outbox"],
+    "schema.agent:between-tables": ["outbox"],
+    "schema.ensure:before-version": ["first", "outbox"],
+    "schema.papers:between-tables": ["first"],
+    "segments.build:before-sync": ["new"],
+    "segments.build:graph-alone": ["first", "rebuild"],
+    "upkeep.salvage:after-rename": ["salvage"],
+    "upkeep.salvage:before-link": ["salvage"],
+    "upkeep.salvage:before-rename": ["salvage"],
+    "upkeep.salvage:linked": ["salvage"],
+    "upkeep.salvage:log-renamed": ["salvage", "salvage:2"],
+    "vectors.commit:before-state": ["first", "new:2"],
+    "vectors.drop:no-state": ["rebuild"],
+    "vectors.sweep:between-files": ["new:2", "rebuild"],
+}
+"""Of each point what passes it (the command or worker below), and where that matters, which passing: `NAME:N`."""
+
+
+def cases(*scenarios: str) -> list[Any]:
+    found = []
+    for point, passings in POINTS.items():
+        for passing in passings:
+            scenario, _, number = passing.partition(":")
+            if scenario in scenarios:
+                found.append(pytest.param(scenario, f"{point}:{number or 1}", id=f"{point}-{passing}"))
+    return found
+
+
+def killed_at(point: str, *command: str) -> str:
+    """Run a command that dies at a point; what it had said by then."""
+    environment = {**os.environ, VARIABLE: point}
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, f"did not come to {point}: {done.stdout}{done.stderr}"
+    return done.stdout
