@@ -75,13 +75,14 @@ class Relay:
         self._broker: Final = broker
         self._faults: Final = faults
         self._taken_over: Final = asyncio.Event()
+        self._aside: Final[asyncio.Queue[tuple[float, Step]]] = asyncio.Queue()  # and when each is due
 
     async def run(self, arrived: list[Received]) -> None:
         """Until either end is through with it. `arrived` are packets of the client's that were read already."""
         self._listen(self._client, arrived)
         up = self._pump(self._client, self._rules.from_client, arrived, self._rules.patience_s)
         down = self._pump(self._broker, self._rules.from_broker, [], None)
-        tasks = [asyncio.create_task(up), asyncio.create_task(down), asyncio.create_task(self._taken_over.wait())]
+        tasks = [asyncio.create_task(one) for one in (up, down, self._carry_out_aside(), self._taken_over.wait())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -103,8 +104,11 @@ class Relay:
     async def _pump(self, source: Link, decide: Decide, packets: list[Received], patience_s: float | None) -> None:
         while True:
             for received in packets:
-                step = decide(received, time.monotonic())
-                if await self._carry_out(step):
+                now = time.monotonic()
+                step = decide(received, now)
+                if step.aside:
+                    self._aside.put_nowait((now + step.wait_s, step))
+                elif await self._carry_out(step):
                     return
             try:
                 async with asyncio.timeout(patience_s):
@@ -121,6 +125,11 @@ class Relay:
                 return
             if not packets:
                 return
+
+    async def _carry_out_aside(self) -> None:
+        while True:
+            due, step = await self._aside.get()
+            await self._carry_out(step._replace(wait_s=max(0.0, due - time.monotonic())))
 
     def _listen(self, source: Link, packets: list[Received]) -> None:
         """Let the audit know what the client has said, when it was said: what it is told later is no excuse."""

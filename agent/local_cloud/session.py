@@ -30,12 +30,16 @@ Connects = dict[str, Rate]
 
 
 class Step(NamedTuple):
-    """What follows from a packet: bytes to each side, sent after `wait_s`; with `end` the connection is over."""
+    """What follows from a packet: bytes to each side, sent after `wait_s`; with `end` the connection is over.
+
+    What waits `aside` does not hold up what comes after it.
+    """
 
     to_broker: bytes = b""
     to_client: bytes = b""
     end: bool = False
     wait_s: float = 0.0
+    aside: bool = False
     note: str = ""
 
 
@@ -60,6 +64,8 @@ class Session:
         self._faults: Final = faults
         self._distortion: Final = Distortion(faults)
         self._rate: Final = Rate(limits.publishes_per_s)
+        # A backlog for the client leaves it room to answer: the service replays what it stored more slowly than that.
+        self._deliveries: Final = Rate(limits.publishes_per_s / 2)
         self._bytes: Final = Rate(limits.bytes_per_s)
         self._granted: set[str] = set()  # topic filters, on this connection
         self._aliases: dict[int, str] = {}
@@ -299,7 +305,9 @@ class Session:
         plain = changed(packet, duplicate=False).write() if packet.duplicate else raw
         # Over the rate the service would deliver it again later; waiting comes to the same.
         sent = self._distortion.to_client(packet, plain)
-        return Step(to_client=sent, wait_s=self._rate.reserve(now) if at_least_once else 0.0)
+        if not at_least_once:
+            return Step(to_client=sent)
+        return Step(to_client=sent, wait_s=max(self._rate.reserve(now), self._deliveries.reserve(now)), aside=True)
 
 
 def _puback(packet: mqtt5.PublishPacket, code: PubAckReasonCode = PubAckReasonCode.SUCCESS) -> bytes:

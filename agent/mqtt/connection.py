@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 from awscrt import mqtt5
@@ -31,6 +32,8 @@ REFUSED_S: Final = 60.0
 """Between attempts at a subscription that the broker refuses."""
 RATE_SHARE: Final = 0.9
 """Of the messages a second that the service allows: it counts by a clock of its own."""
+ECHO: Final = b"arxplorer-echo:"
+"""How the correlation data of our own probes begins."""
 ECHO_EXPIRY_S: Final = 30
 PUBLISH_HEADER_BYTES: Final = 128
 """More than a PUBLISH of ours takes beside topic, correlation data and payload (MQTT 5.0, section 3.3)."""
@@ -57,14 +60,17 @@ class Connection(Link):
         self._waking = False
         self._subscribed_filters: set[str] = set()
         self._refused: str | None = None  # what the broker says of subscriptions that it does not grant
-        self._echo_mark: Final = os.urandom(16)
+        self._echo_mark: Final = ECHO + os.urandom(16)
+        self._heard = 0  # messages
         self._echo: asyncio.Event | None = None
         per_s = broker.limits.publishes_per_s if broker.limits else 0
         self._rate: Final = Rate(per_s * RATE_SHARE, per_s / 2) if per_s else None
         self._sending: Final = threading.RLock()  # guards rate, breaker and what is held back
         self._breaker: Final = Breaker()
-        self._held_back: deque[tuple[Publishing, Outgoing]] = deque()  # until they may go by the breaker
+        self._held_back: deque[tuple[Publishing, Outgoing]] = deque()  # until they may go
         self._convicted: tuple[Outgoing, int] | None = None
+        self._here: Final = threading.local()
+        self._release_due = False  # a timer runs for what is held back by the rate
         self._others = 0  # requests of the library's own clients that are under way
 
     @property
@@ -72,7 +78,7 @@ class Connection(Link):
         return super().problems + ([f"{self.address}: {self._refused}"] if self._refused else [])
 
     def start(self) -> None:
-        self._waking = False
+        self._waking = self._release_due = False
         super().start()
 
     async def _end(self) -> None:
@@ -115,15 +121,16 @@ class Connection(Link):
     async def echoes(self, topic: str, timeout_s: float) -> bool:
         """Whether a message published on a topic that this connection listens on comes back in time.
 
-        Raises BrokerError when it cannot be published.
+        Or any other message comes: behind a backlog it may take longer than that. Raises BrokerError when it cannot be
+        published.
         """
-        self._echo = asyncio.Event()
+        self._echo, heard = asyncio.Event(), self._heard
         await self.send(Outgoing(topic, b"", correlation=self._echo_mark, content_type=None, expiry_s=ECHO_EXPIRY_S))
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._echo.wait()
         except TimeoutError:
-            return False
+            return self._heard != heard
 
     def largest_payload(self, topic: str, correlation: bytes | None) -> int:
         """Bytes that a message to the broker may carry; what is larger it would drop, with the link."""
@@ -135,16 +142,14 @@ class Connection(Link):
         wrong = refusal(message, self.broker.limits) if self.broker.limits else None
         with self._sending:
             code = self._breaker.blocked(message.topic, time.monotonic())
-            wait_s = self._counted()
-        if code is not None:
-            wrong = f"not long ago the broker ended the link over a message on this topic (0x{code:02X})"
+            if code is not None:
+                wrong = f"not long ago the broker ended the link over a message on this topic (0x{code:02X})"
+            if not wrong:
+                self._held_back.append((publishing, message))
         if wrong:
             publishing.set_exception(_UnpublishableError(wrong))
-        elif wait_s:
-            # Handed over at once, it would be over the rate of the service, which discards it without a word.
-            self._post(lambda: self._loop.call_later(wait_s, self._publish, publishing, message))
         else:
-            self._publish(publishing, message)
+            self._release()
         return publishing
 
     @contextmanager
@@ -174,20 +179,38 @@ class Connection(Link):
 
     # -- publishing -------------------------------------------------------------------------------------------
 
-    def _counted(self) -> float:
-        """Count one message, in or out; the seconds that one more has to wait to be within the service's rate."""
-        if self._rate is None:
-            return 0.0
-        with self._sending:
-            return self._rate.reserve(time.monotonic())
+    def _release(self) -> None:
+        """Hand over what may go now, in order. What may not would end the link, or be discarded without a word."""
+        if getattr(self._here, "releasing", False):
+            return  # further up in this thread it goes on
+        self._here.releasing = True
+        try:
+            while self._release_one():
+                pass
+        finally:
+            self._here.releasing = False
 
-    def _publish(self, promised: Publishing, message: Outgoing) -> None:
+    def _release_one(self) -> bool:
+        """Returns whether there may be more."""
         with self._sending:
-            if not self._breaker.may_go(message):
-                self._held_back.append((promised, message))
-                return
+            if not self._held_back or not self._breaker.may_go(self._held_back[0][1]):
+                return False  # what is under way releases more once it is settled
+            if self._rate and not self._rate.take(time.monotonic()):
+                self._release_later(self._rate.wait(time.monotonic()))
+                return False
+            promised, message = self._held_back.popleft()
             self._breaker.sent(message)
-        self._handed_over(message).add_done_callback(lambda done: self._settled(promised, message, done))
+        self._handed_over(message).add_done_callback(partial(self._settled, promised, message))
+        return True
+
+    def _release_later(self, wait_s: float) -> None:
+        if not self._release_due:
+            self._release_due = True
+            self._post(lambda: self._loop.call_later(wait_s, self._release_again))
+
+    def _release_again(self) -> None:
+        self._release_due = False
+        self._release()
 
     def _handed_over(self, message: Outgoing) -> Publishing:
         failed: Publishing = Future()
@@ -209,12 +232,7 @@ class Connection(Link):
                 failure = _UnpublishableError(f"the broker ends the link over it (0x{self._convicted[1]:02X})")
                 self._convicted = None
         promised.set_exception(failure) if failure else promised.set_result(done.result())
-        while True:
-            with self._sending:
-                if not self._held_back or not self._breaker.may_go(self._held_back[0][1]):
-                    return
-                held = self._held_back.popleft()
-            self._publish(*held)
+        self._release()
 
     def _ended(self, code: int | None) -> bool:
         with self._sending:
@@ -231,8 +249,11 @@ class Connection(Link):
     # -- what comes in ----------------------------------------------------------------------------------------
 
     def _take(self, message: Message) -> None:
-        self._counted()
-        if message.correlation == self._echo_mark:
+        if self._rate:
+            with self._sending:
+                self._rate.reserve(time.monotonic())
+        self._heard += 1
+        if message.correlation and message.correlation.startswith(ECHO):
             self._post(self._echoed, message)
         elif message.topic in self._on_arrival:
             self._on_arrival[message.topic](message)
@@ -259,7 +280,7 @@ class Connection(Link):
 
     def _echoed(self, message: Message) -> None:
         message.acknowledge()
-        if self._echo:
+        if self._echo and message.correlation == self._echo_mark:  # not one that an earlier run sent
             self._echo.set()
 
     # -- subscriptions ----------------------------------------------------------------------------------------

@@ -19,6 +19,11 @@ class Rate:
         self._left -= 1
         return True
 
+    def wait(self, now: float) -> float:
+        """Seconds until one more is within the rate."""
+        self._refill(now)
+        return max(0.0, (1 - self._left) / self._per_second)
+
     def reserve(self, now: float, amount: int = 1) -> float:
         """Count `amount` more in any case; the seconds that it has to wait to be within the rate."""
         self._refill(now)
