@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from agent.config import SearchConfig
 from agent.corpus.embedding import embed_missing
 from agent.domain import Filters, Paper, SearchRequest
+from agent.errors import CorpusError
 from agent.search import SearchAPI, fusion
 from agent.search.corpus_index import CorpusIndex
 from agent.search.embedder import Embedder
@@ -239,7 +240,7 @@ def test_what_failed_to_follow_once_is_followed_the_next_time(index: CorpusIndex
         other.papers.put([Paper("1", "zebra")])
     with monkeypatch.context() as broken:
         broken.setattr(index.keywords, "apply", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
-        with pytest.raises(OSError, match="space"):
+        with pytest.raises(CorpusError, match="space"):
             index.catch_up()
     assert index.is_behind()
     index.catch_up()

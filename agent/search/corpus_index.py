@@ -14,6 +14,7 @@ from agent.errors import DamagedIndexError
 from agent.footprint import Footprint, footprint
 from agent.paths import sync_folder
 from agent.search.keywords import KeywordIndex
+from agent.search.state import files_used
 from agent.search.vectors import STALE_SHARE, TAIL_ROWS, VectorIndex
 from agent.store.generations import CACHES_LOCK, IN_USE, FolderLock
 from agent.store.papers import PaperStore
@@ -29,6 +30,7 @@ LAG_WORTH_SAYING: Final = 1_000
 class CorpusIndex:
     """Papers, vectors and keywords of one generation folder."""
 
+    @files_used()
     def __init__(
         self, folder: Path, model: str, dimensions: int, *, owner: bool, fits: Footprint | None = None
     ) -> None:
@@ -96,6 +98,7 @@ class CorpusIndex:
         """
         return bool(self._damaged) or not self.writable or self.papers.data_version() != self._seen_version
 
+    @files_used()
     def catch_up(self) -> None:
         """Follow the papers: new changes into the keyword index, new vectors into the vector index.
 
@@ -113,6 +116,7 @@ class CorpusIndex:
         self._load_vectors()
         self._seen_version = version
 
+    @files_used()
     def catch_up_keywords(self) -> None:
         """Follow the papers into the keyword index alone, if it is ours."""
         if self.writable:
@@ -162,6 +166,7 @@ class CorpusIndex:
                 if len(self.vectors) - current > current // STALE_SHARE:
                     self.vectors.compact(self.papers.keys())
 
+    @files_used()
     def close(self) -> None:
         self.papers.close()
         if self.writable:

@@ -360,13 +360,14 @@ def problems_of(folder: Path, corpus: str, last_change: int, papers: int) -> Ite
 
 
 def _sweep(folder: Path) -> None:
-    """Delete lists of deleted documents that no commit names.
+    """Delete what a process that was killed while it committed has left, and tantivy itself does not know.
 
-    A process that is killed while it commits leaves one, and tantivy then fails to write the next of the same name.
+    Files under a passing name; lists of deleted documents that no commit names, beside which tantivy then fails to
+    write the next of the same name.
     """
     segments = json.loads((folder / "meta.json").read_bytes())["segments"]
     named = {f"{s['segment_id'].replace('-', '')}.{s['deletes']['opstamp']}.del" for s in segments if s["deletes"]}
-    for path in folder.glob("*.del"):
+    for path in (*folder.glob("*.del"), *folder.glob(".tmp*")):
         if path.name not in named:
             path.unlink(missing_ok=True)
 

@@ -23,7 +23,7 @@ from agent.errors import CorpusError
 from agent.paths import sync_file
 from agent.search.native import usearch_index
 from agent.search.similarity import Floats, closest, cosines, to_int8
-from agent.search.state import read_state
+from agent.search.state import DISK_HINT, read_state
 from agent.store.papers import Int8Matrix
 
 SCANNED_ROWS: Final = 4_096
@@ -102,7 +102,10 @@ class Segment:
         )
         graph.add(keys, matrix, threads=os.cpu_count() or 1)
         path, rows_path = (folder / file for file in files_of(name))
-        graph.save(str(path))
+        try:
+            graph.save(str(path))
+        except RuntimeError as error:  # usearch does not say what the system said
+            raise CorpusError(f"{path} cannot be written: {error}", hint=DISK_HINT) from error
         crash_point("segments.build:graph-alone")
         # Several threads fill the rows in any order, so each row is found again by its content. Equal vectors
         # are interchangeable. This also proves that the file is laid out as we read it.

@@ -2,10 +2,25 @@
 
 import json
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from agent.errors import CorpusError
 from agent.paths import write_file
+
+DISK_HINT: Final = "is the disk full or broken, or the folder read-only? Nothing is lost: the next start goes on"
+
+
+@contextmanager
+def files_used() -> Iterator[None]:
+    """What the system says against a file reaches the caller as a CorpusError."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        raise CorpusError(f"the files of the indexes cannot be used: {reason}", hint=DISK_HINT) from error
 
 
 def read_state(path: Path) -> dict[str, Any]:
