@@ -14,14 +14,13 @@ NO_ANSWER: Final = frozenset({"overloaded", "expired", "not_ready", "internal"})
 class Request:
     """One request, from its first sending to its answer. Times are of one monotonic clock."""
 
-    __slots__ = ("answers", "correlation", "id", "question", "released", "sent", "tries")
+    __slots__ = ("answers", "correlation", "first_sent", "id", "question", "sent", "tries")
 
-    def __init__(self, request_id: str, question: Question, now: float) -> None:
+    def __init__(self, request_id: str, question: Question) -> None:
         self.id: Final = request_id
         self.correlation: Final = b"c-" + request_id.encode()
         self.question: Final = question
-        self.released: Final = now
-        self.sent = 0.0
+        self.first_sent = self.sent = 0.0
         self.tries = 0
         self.answers = 0
 
@@ -38,9 +37,10 @@ class Account:
         self.strangers = 0
         """Answers to nothing that was asked."""
         self.slowest_s = 0.0
+        """From the first sending of a request to its first answer."""
 
-    def ask(self, request_id: str, question: Question, now: float) -> None:
-        request = Request(request_id, question, now)
+    def ask(self, request_id: str, question: Question) -> None:
+        request = Request(request_id, question)
         self.requests[request.correlation] = self.open[request.correlation] = request
 
     def due(self, now: float, resend_s: float, window: int) -> list[Request]:
@@ -50,6 +50,7 @@ class Account:
 
     def sent(self, request: Request, now: float) -> None:
         request.sent = now
+        request.first_sent = request.first_sent or now
         request.tries += 1
 
     def answered(self, correlation: bytes | None, payload: bytes, now: float) -> None:
@@ -65,7 +66,7 @@ class Account:
         self._judge(request, answer)
         request.answers += 1
         if self.open.pop(request.correlation, None):
-            self.slowest_s = max(self.slowest_s, now - request.released)
+            self.slowest_s = max(self.slowest_s, now - request.first_sent)
 
     def _judge(self, request: Request, answer: dict[str, Any]) -> None:
         if answer.get("request_id") != request.id:

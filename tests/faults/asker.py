@@ -90,7 +90,7 @@ class Asker:
     def ask(self, question: Question) -> None:
         with self._guard:
             self._asked += 1
-            self._account.ask(f"{self._prefix}-{self._asked}", question, time.monotonic())
+            self._account.ask(f"{self._prefix}-{self._asked}", question)
 
     @property
     def ready(self) -> bool:
