@@ -15,12 +15,13 @@ BALLAST: Final = "ballast"
 class Disk:
     """`folder` holds what `source` holds, with little room beside it."""
 
-    def __init__(self, folder: Path, source: Path) -> None:
+    def __init__(self, folder: Path, source: Path, *, own: bool = True) -> None:
+        """Without `own` it is no file system of its own, for root either."""
         self.folder: Final = folder
         self.data_dir: Final = folder / "data"
         folder.mkdir()
         held = sum(file.stat().st_size for file in source.rglob("*") if file.is_file())
-        self.mounted: Final = os.geteuid() == 0 and _mount(folder, held + SPARE_BYTES)
+        self.mounted: Final = own and os.geteuid() == 0 and _mount(folder, held + SPARE_BYTES)
         shutil.copytree(source, self.data_dir)
 
     def fill(self, pid: int) -> None:

@@ -1,7 +1,10 @@
 """The parts of the lab: a lab that sees nothing would find every agent good."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from local_cloud import QOS1, RawClient
 
 from agent.local_cloud.mosquitto import Mosquitto, free_port
 from faults.account import Account
+from faults.disk import Disk
 from faults.figures import Sample, contents, growth, per_hour
 from faults.questions import Question
 from faults.report import failures, table
@@ -126,6 +130,39 @@ def test_a_report_names_everything_that_should_not_have_been() -> None:
     found = failures({**whole, "crashes": ["exit 1"], "campaign": bad})
     assert len(found) == 5
     assert "campaign: local: 2 unanswered" in table({**whole, "crashes": ["exit 1"], "campaign": bad})
+
+
+WRITER = "import sys\nfor _ in sys.stdin:\n try: open(sys.argv[1], 'ab', 0).write(b'x'); print('ok')\n except OSError: print('full')"
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_disk_is_full_until_it_is_freed_and_leaves_no_mount_behind(tmp_path: Path, own: bool) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "kept").write_text("kept")
+    disk = Disk(tmp_path / "disk", tmp_path / "source", own=own)
+    file = disk.data_dir / "written"
+    writer = subprocess.Popen(
+        [sys.executable, "-u", "-c", WRITER, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+    def write() -> bytes:
+        writer.stdin.write(b"\n")
+        writer.stdin.flush()
+        return writer.stdout.readline()
+
+    try:
+        assert (disk.data_dir / "kept").read_text() == "kept"
+        assert write() == b"ok\n"
+        file.unlink()
+        disk.fill(writer.pid)
+        assert write() == b"full\n"
+        disk.free(writer.pid)
+        assert write() == b"ok\n"
+        assert disk.mounted == (own and os.geteuid() == 0)
+    finally:
+        writer.communicate()
+        disk.close()
+    assert str(tmp_path) not in Path("/proc/mounts").read_text()
 
 
 # -- the tap --------------------------------------------------------------------------------------------------------
