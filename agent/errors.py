@@ -4,7 +4,9 @@
     ├── ConfigError                 config.yaml or the environment: `path` names the key
     ├── ModelError                  a model is missing, damaged or cannot be converted
     ├── CorpusError                 the corpus folder or an input file cannot be used
-    │   └── DamagedIndexError       a search index is damaged: `part` says which; it can be made again
+    │   ├── DamagedIndexError       a search index is damaged: `part` says which; it can be made again
+    │   ├── DamagedPapersError      papers.db is damaged
+    │   └── ShortageError           the disk is full or read-only: nothing is wrong with the files, and it may pass
     ├── NotReadyError               asked before a corpus or a model is there
     ├── SettingsError               settings from the shadow cannot be put into effect, or not be kept
     ├── StateError                  agent.db cannot be written
@@ -60,6 +62,14 @@ class DamagedIndexError(CorpusError):
     def __init__(self, part: Literal["keywords", "vectors"], reason: str) -> None:
         super().__init__(f"the index of {part} is damaged: {reason}", hint="arxplorer-agent corpus rebuild")
         self.part: Final = part
+
+
+class DamagedPapersError(CorpusError):
+    """papers.db is damaged; the running agent heals it from what is whole."""
+
+
+class ShortageError(CorpusError):
+    """The disk is full or read-only: the files are whole, and the same may work later."""
 
 
 class NotReadyError(AgentError):

@@ -8,7 +8,7 @@ from typing import Final, Literal, NamedTuple
 
 from agent.corpus.updates import apply_update
 from agent.domain import SearchBatch
-from agent.errors import AgentError, NotReadyError, RequestError
+from agent.errors import AgentError, DamagedPapersError, NotReadyError, RequestError, ShortageError
 from agent.mqtt.packets import Message, Outgoing
 from agent.protocol.answers import (
     Encoded,
@@ -150,7 +150,7 @@ class Handlers:
         wanted = message.response_topic is not None or update.reply_to is not None
         topic = self._topic(message, envelope)
         index = self._api.engine.index
-        if index.papers.read_only:
+        if index.papers.read_only and not index.papers.held:
             raise RequestError("unsupported", "this agent has opened its corpus to read only; it takes no updates")
         counts = apply_update(index.papers, update, self._api.config.model.name, self._api.dimensions)
         log.info("corpus update: %s", ", ".join(f"{count} {name}" for name, count in counts.items() if count))
@@ -172,7 +172,7 @@ class Handlers:
             return handle(message)
         except RequestError as error:
             return self.refusal(message, error)
-        except NotReadyError as error:
+        except (NotReadyError, DamagedPapersError, ShortageError) as error:  # the same may work later
             return self.refusal(message, RequestError("not_ready", error.message))
         except AgentError as error:
             log.error("a request failed: %s", error.message)  # noqa: TRY400  the message says it all

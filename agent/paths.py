@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from agent.crash_points import crash_point
@@ -57,6 +58,12 @@ def find_model(data_dir: Path, name: str) -> Path | None:
         if (folder / name / "model.onnx").is_file():
             return folder / name
     return None
+
+
+def scratch_folder() -> TemporaryDirectory[str]:
+    """A folder for what no start needs again, in memory where systemd made one ($RUNTIME_DIRECTORY). Raises OSError."""
+    runtime = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return TemporaryDirectory(prefix=f"{APP}-", dir=runtime or None, ignore_cleanup_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

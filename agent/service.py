@@ -15,13 +15,13 @@ from agent import __version__
 from agent.channel import SERVICE, Channel
 from agent.config import Config, find_config_file, load_config
 from agent.configuring import Configurator
-from agent.corpus.embedding import embed_missing
+from agent.corpus.keeper import CorpusKeeper
 from agent.device import host
 from agent.device.heartbeat import HeartbeatFile
 from agent.device.liveness import Liveness
 from agent.device.request_marks import RequestMarks, marks_file
 from agent.domain import SearchRequest
-from agent.errors import AgentError, ConfigError
+from agent.errors import AgentError, ConfigError, DamagedPapersError
 from agent.logs import set_level
 from agent.mqtt.connection import Connection
 from agent.mqtt.local import local_broker
@@ -90,7 +90,11 @@ class MQTTSearchService:
             pool=lambda: self.api.pool,
             file=HeartbeatFile(self.config.data_dir),
         )
-        self._embedded = -1  # change number up to which everything has a vector
+        self._keeper: Final = CorpusKeeper(
+            self.api,
+            stop=self._stop.is_set,
+            changed=self._report_from_thread,
+        )
 
     def _add_channels(self) -> None:
         thing_name = self.config.thing_name
@@ -195,7 +199,8 @@ class MQTTSearchService:
 
     def _open(self) -> str:
         """Open the corpus and ask a first question; how the agent does, in words."""
-        engine = self.api.open(owner=True).engine
+        self._keeper.open()
+        engine = self.api.engine
         if self._sample and not engine.index.papers.last_change():
             self._import_sample()
         # The first question loads code and pages that every later one finds in memory: ask it ourselves. What fails
@@ -243,11 +248,11 @@ class MQTTSearchService:
         """
         try:
             self._probe()
-            problems = self.api.problems
+            problems = self._problems()
         except AgentError as error:
             problems = [error.message]
         except BaseException:  # a native library's panic is no Exception
-            problems = self.api.problems
+            problems = self._problems()
             if not problems:
                 raise
         return f"degraded: {'; '.join(problems)}" if problems else "answering"
@@ -257,37 +262,22 @@ class MQTTSearchService:
     async def _follow_corpus(self) -> None:
         """Notice what commands wrote into papers.db, make it searchable, and embed what has no vector."""
         for turn in itertools.count():
-            try:
-                self._job = self._upkeep.submit(self._upkeep_once)
-                await asyncio.wrap_future(self._job)
-                if turn == 1:  # not sooner: questions that have waited for the agent come first
-                    await asyncio.wrap_future(self._upkeep.submit(host.release_memory))
-            except AgentError as error:
-                log.error("following the corpus failed: %s", error.message)  # noqa: TRY400  the message says it all
-            except Exception:
-                log.exception("following the corpus failed; search goes on with what it has")
+            self._job = self._upkeep.submit(self._keeper.turn)
+            await asyncio.wrap_future(self._job)
+            if turn == 1:  # not sooner: questions that have waited for the agent come first
+                self._upkeep.submit(host.release_memory)
             with suppress(TimeoutError):
                 async with asyncio.timeout(FOLLOW_INTERVAL_S):
                     await self._follow_now.wait()
             self._follow_now.clear()
 
-    def _upkeep_once(self) -> None:
-        engine = self.api.engine
-        index = engine.index
-        if index.is_behind():
-            index.catch_up()
-        change = index.papers.last_change()
-        if engine.embedder and self.config.corpus.embed_in_background and change != self._embedded:
-            done = embed_missing(index, engine.embedder, workers=1, stop=self._stop.is_set)
-            if done is not None and not self._stop.is_set():
-                self._embedded = change
-            if done:
-                log.info("embedded %d papers", done)
-                self._loop.call_soon_threadsafe(self._report_everywhere)
-
     def _report_everywhere(self) -> None:
         for channel in self._channels:
             channel.report_soon()
+
+    def _report_from_thread(self) -> None:
+        with suppress(RuntimeError):  # a loop that has ended reports nothing any more
+            self._loop.call_soon_threadsafe(self._report_everywhere)
 
     def _report_links(self) -> None:
         """A link that came up, went or got into trouble is of interest on the others; each failed attempt is not."""
@@ -304,17 +294,16 @@ class MQTTSearchService:
     def _read_details(self) -> dict[str, Any]:
         engine = self.api.engine
         papers = engine.index.papers
+        count = embedded = 0  # where nobody can tell: the problems say why
+        with suppress(DamagedPapersError):
+            count, embedded = papers.count(), papers.count_embedded(self.config.model.name)
         capabilities = ["keyword_search"] + (["semantic_search", "hybrid_search"] if engine.embedder else [])
         return {
             "service": SERVICE,
             "version": __version__,
             "capabilities": capabilities,
             "uptime_s": round(time.monotonic() - self._started, 1),
-            "corpus": {
-                "papers": papers.count(),
-                "embedded": papers.count_embedded(self.config.model.name),
-                "version": engine.corpus_version,
-            },
+            "corpus": {"papers": count, "embedded": embedded, "version": engine.corpus_version},
             "model": engine.model,
             "queue": {
                 "pending": sum(channel.bridge.pending for channel in self._channels),
@@ -326,8 +315,11 @@ class MQTTSearchService:
             "memory_mb": host.memory_mb(),
             "disk_free_mb": host.disk_free_mb(self.config.data_dir),
             "temperature_c": host.temperature_c(),
-            "problems": self.api.problems + self._link_problems() + self._delivery_problems(),
+            "problems": self._problems() + self._link_problems() + self._delivery_problems(),
         }
+
+    def _problems(self) -> list[str]:
+        return self.api.problems + self._keeper.problems
 
     def _link_problems(self) -> list[str]:
         found = self._cloud.problems if self._cloud else []

@@ -26,12 +26,18 @@ POINTS: dict[str, list[str]] = {
     "device_files.replace:before-rename": ["keys", "keys:2", "keys:3"],
     "device_files.replace:before-sync": ["keys", "keys:2"],
     "device_files.write:old-kept": ["keys"],
-    "generations.ensure:after-rename": ["first"],
-    "generations.ensure:before-rename": ["first"],
+    "generations.activate:after-rename": ["first", "heal"],
+    "generations.activate:before-rename": ["first", "heal"],
     "generations.ensure:no-link": ["first"],
+    "healing.heal:empty-folder": ["heal"],
+    "healing.heal:marked": ["heal"],
+    "healing.heal:salvaged": ["heal"],
+    "healing.keep:log-left": ["heal"],
+    "healing.sweep:damaged-moved": ["heal"],
+    "healing.sweep:old-gone": ["heal"],
     "heartbeat.beat:after-rename": ["beat"],
     "heartbeat.beat:before-rename": ["beat"],
-    "inspection.salvage:before-commit": ["salvage"],
+    "inspection.salvage:before-commit": ["salvage", "heal"],
     "install.swap:before-rename": ["install", "replace"],
     "install.swap:before-sync": ["install", "replace"],
     "install.swap:scratch-left": ["install", "replace"],
@@ -64,7 +70,7 @@ POINTS: dict[str, list[str]] = {
     "vectors.drop:no-state": ["rebuild"],
     "vectors.sweep:between-files": ["new:2", "rebuild"],
 }
-"""Of each point what passes it (the command or worker below), and where that matters, which passing: `NAME:N`."""
+"""Of each point what passes it (the command or worker; `heal` is in test_damage.py), and where that matters, which passing: `NAME:N`."""
 
 
 def cases(*scenarios: str) -> list[Any]:

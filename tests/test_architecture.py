@@ -62,6 +62,7 @@ ONLY_IMPORTERS = {
         "store/accepted.py",
         "store/agent_db.py",
         "store/connection.py",
+        "store/faults.py",
         "store/inspection.py",
         "store/outbox.py",
         "store/papers.py",

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from agent.domain import Paper
 from agent.errors import CorpusError
-from agent.store.papers import PaperStore, compare
+from agent.store.papers import PaperStore
+from agent.store.rows import compare
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from agent.errors import CorpusError
 from agent.search.corpus_index import CorpusIndex
 from agent.search.similarity import to_int8
 from agent.store.generations import EMBEDDING_LOCK, FolderLock
-from agent.store.papers import Int8Matrix
+from agent.store.rows import Int8Matrix
 
 BATCH: Final = 1_000
 BATCHES_A_CATCH_UP: Final = 10

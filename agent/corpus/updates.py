@@ -9,7 +9,8 @@ from agent.domain import CorpusUpdate, Paper
 from agent.errors import RequestError
 from agent.search.similarity import to_int8
 from agent.search.text import arxiv_id_forms, arxiv_id_of
-from agent.store.papers import Int8Matrix, PaperStore
+from agent.store.papers import PaperStore
+from agent.store.rows import Int8Matrix
 
 
 def apply_update(papers: PaperStore, update: CorpusUpdate, model: str, dimensions: int) -> dict[str, int]:

@@ -1,8 +1,6 @@
 """Looking a corpus over, and making whole what is damaged."""
 
-import time
 from contextlib import closing
-from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +11,9 @@ from agent.paths import sync_folder
 from agent.search import keywords, segments
 from agent.search.corpus_index import CorpusIndex
 from agent.store.generations import CACHES_LOCK, FolderLock
-from agent.store.inspection import Salvaged, problems_of, salvage
+from agent.store.healing import KEPT_DAMAGED, PAPERS, names_of_damaged
+from agent.store.inspection import Salvaged, files_of, problems_of, salvage
 from agent.store.papers import PaperStore
-
-PAPERS = "papers.db"
 
 
 class Rebuilt(NamedTuple):
@@ -42,7 +39,7 @@ def verify(folder: Path) -> list[str]:
 def rebuild(folder: Path, model: str, dimensions: int, *, fits: Footprint | None = None) -> Rebuilt:
     """Make both indexes again from the papers; nothing is embedded again.
 
-    A damaged papers.db is set aside as papers.db.damaged-TIME-N first, and a new one is made of its whole rows. Raises
+    A damaged papers.db is set aside as papers.db.damaged-N first, and a new one is made of its whole rows. Raises
     CorpusError when an agent runs on this corpus, or nothing of papers.db can be read.
     """
     with FolderLock(folder / CACHES_LOCK) as lock:
@@ -59,26 +56,24 @@ def rebuild(folder: Path, model: str, dimensions: int, *, fits: Footprint | None
 
 def _salvage(folder: Path) -> Salvaged:
     fresh = folder / f".{PAPERS}.new"
-    for path in (fresh, *_logs_of(fresh)):
+    for path in files_of(fresh):
         path.unlink(missing_ok=True)
     saved = salvage(folder / PAPERS, fresh)
     # Killed at any moment, papers.db is there: the damaged one, or the new one. The log belongs to the damaged file: it
     # has been read, and must not be taken for the new one's.
-    names = (f"{PAPERS}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{number}" for number in count(1))
-    aside = next(folder / name for name in names if not (folder / name).exists())
+    *kept, aside = names_of_damaged(folder)
     crash_point("upkeep.salvage:before-link")
     aside.hardlink_to(folder / PAPERS)
     crash_point("upkeep.salvage:linked")
-    for path in _logs_of(folder / PAPERS):
+    for path in files_of(folder / PAPERS)[1:]:
         if path.exists():
             path.rename(path.with_name(path.name.replace(PAPERS, aside.name)))
             crash_point("upkeep.salvage:log-renamed")
     crash_point("upkeep.salvage:before-rename")
     fresh.replace(folder / PAPERS)
     crash_point("upkeep.salvage:after-rename")
+    for former in kept[: 1 - KEPT_DAMAGED]:
+        for path in files_of(former):
+            path.unlink(missing_ok=True)
     sync_folder(folder)
     return saved
-
-
-def _logs_of(path: Path) -> list[Path]:
-    return [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm")]

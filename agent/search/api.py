@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 
 from agent.config import Config, find_config_file, load_config
 from agent.domain import SearchRequest
-from agent.errors import ModelError, NotReadyError
+from agent.errors import DamagedPapersError, ModelError, NotReadyError
 from agent.footprint import MODEL_MIB, footprint
 from agent.paths import catalog_dir, find_model
 from agent.protocol.answers import AnswerFacts, search_result
@@ -35,6 +35,7 @@ class SearchAPI:
         self.config: Final = config or load_config(find_config_file(None))
         self.footprint: Final = footprint(self.config.limits.memory_mb, self.config.limits.workers)
         self._engine: SearchEngine | None = None
+        self._model: Embedder | None = None
         self._model_problem: str | None = None
         self._pool: ThreadPoolExecutor | None = None
 
@@ -51,10 +52,26 @@ class SearchAPI:
         folder = ensure_generation(self.config.data_dir) if owner else current_generation(self.config.data_dir)
         if folder is None:
             raise no_corpus(self.config.data_dir)
-        embedder = self._load_model() if model else None
-        index = CorpusIndex(folder, self.config.model.name, self.dimensions, owner=owner, fits=self.footprint)
-        self._engine = SearchEngine(index, embedder, self.config.search)
+        if model:
+            self._model = self._model or self._load_model()  # before the index: of libraries one must come first
+        self._search_in(self.index_of(folder, owner=owner))
         return self
+
+    def index_of(self, folder: Path, *, owner: bool) -> CorpusIndex:
+        """Open the corpus in a folder, made as the configuration wants it. Raises CorpusError."""
+        return CorpusIndex(folder, self.config.model.name, self.dimensions, owner=owner, fits=self.footprint)
+
+    def use(self, index: CorpusIndex) -> None:
+        """Search in this corpus from the next question on, from any thread.
+
+        Questions under way end on the one before, which closes when nobody has it any more.
+        """
+        self._model = self._model or self._load_model()
+        self._search_in(index)
+
+    def _search_in(self, index: CorpusIndex) -> None:
+        settings = self._engine.config if self._engine else self.config.search
+        self._engine = SearchEngine(index, self._model, settings)
 
     def _load_model(self) -> Embedder | None:
         """The configured model; None, and a problem, where it is missing or damaged or does not fit.
@@ -84,9 +101,12 @@ class SearchAPI:
         """What keeps answers from being as good as they could be, in words."""
         found = [self._model_problem] if self._model_problem else []
         index = self.engine.index
-        if not index.papers.last_change():
-            found.append("the corpus holds no papers")
-        return found + index.problems()
+        try:
+            if not index.papers.damage and not index.papers.last_change():
+                found.append("the corpus holds no papers")
+            return found + index.problems()
+        except DamagedPapersError:
+            return [*found, f"papers.db is damaged: {index.papers.damage}"]
 
     @property
     def dimensions(self) -> int:
@@ -119,8 +139,12 @@ class SearchAPI:
     def answer(self, request: SearchRequest, *, queue_ms: float = 0.0) -> dict[str, Any]:
         """Answer one request in this thread: the result message. Raises NotReadyError."""
         started = time.perf_counter()
-        result = self.engine.search(request)
-        if not result.hits and not self.engine.index.papers.last_change():
+        engine = self.engine
+        result = engine.search(request)
+        papers = engine.index.papers
+        if not result.hits and papers.damage:
+            raise DamagedPapersError(f"papers.db is damaged: {papers.damage}")
+        if not result.hits and not papers.last_change():
             raise NotReadyError(
                 "the corpus holds no papers yet", hint="arxplorer-agent corpus import FILE, or --sample"
             )

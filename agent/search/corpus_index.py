@@ -6,6 +6,7 @@ that are newer than the keyword index wait for the owner.
 """
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -16,7 +17,8 @@ from agent.paths import sync_folder
 from agent.search.keywords import KeywordIndex
 from agent.search.state import files_used
 from agent.search.vectors import STALE_SHARE, TAIL_ROWS, VectorIndex
-from agent.store.generations import CACHES_LOCK, IN_USE, FolderLock
+from agent.store.faults import shortage_of
+from agent.store.generations import CACHES_LOCK, IN_USE, UNCHECKED, FolderLock
 from agent.store.papers import PaperStore
 
 log = logging.getLogger(__name__)
@@ -45,19 +47,27 @@ class CorpusIndex:
         self._damaged: set[str] = set()
         self._dimensions: Final = dimensions
         self._lock: Final = FolderLock(folder / CACHES_LOCK) if owner else None
-        self.papers: Final = PaperStore(folder / "papers.db", read_only=not owner, mapped_bytes=self._fits.mapped_bytes)
-        self._open_caches(writable=self._lock is not None and self._lock.acquire())
-        if owner:
-            sync_folder(folder)
-        # What a lost cache lacks is made again in the background; a reader has no background.
-        if not owner or self.papers.last_vector() - self.vectors.reached <= READ_AT_ONCE:
-            self._load_vectors()
+        self.writable = False
+        try:
+            mapped = self._fits.mapped_bytes
+            self.papers: Final = PaperStore(folder / "papers.db", read_only=not owner, mapped_bytes=mapped)
+            with shortage_of(str(folder)):
+                self._open_caches(writable=self._lock is not None and self._lock.acquire())
+                if owner:
+                    sync_folder(folder)
+            # What a lost cache lacks is made again in the background; a reader has no background.
+            if not owner or self.papers.last_vector() - self.vectors.reached <= READ_AT_ONCE:
+                self._load_vectors()
+        except BaseException:
+            self._release()
+            raise
 
     def _open_caches(self, *, writable: bool) -> None:
-        self.writable = writable
         corpus = self.papers.corpus_id()
         crashed = writable and (self.folder / IN_USE).exists()
         if writable:
+            if crashed:
+                (self.folder / UNCHECKED).touch()
             (self.folder / IN_USE).touch()
             crash_point("corpus_index.open:marked")
         self.vectors = VectorIndex(
@@ -73,10 +83,21 @@ class CorpusIndex:
         self.keywords = KeywordIndex(
             self.folder / "keywords", corpus, self.papers.last_change, writable=writable, check=crashed
         )
+        self.writable = writable
+
+    @property
+    def unchecked(self) -> bool:
+        """Whether papers.db was not read through since an owner did not end in order."""
+        return (self.folder / UNCHECKED).exists()
+
+    def checked(self) -> None:
+        """papers.db was read through. Raises OSError."""
+        (self.folder / UNCHECKED).unlink(missing_ok=True)
 
     def problems(self) -> list[str]:
         """What is wrong with the caches, or still missing in them, in words."""
-        found = [f"the index of {part} is damaged and is made again" for part in sorted(self._damaged)]
+        found = [f"papers.db is damaged: {self.papers.damage}"] if self.papers.damage else []
+        found += [f"the index of {part} is damaged and is made again" for part in sorted(self._damaged)]
         for name, reached, last in (
             ("keyword", self.keywords.reached, self.papers.last_change()),
             ("vector", self.vectors.reached, self.papers.last_vector()),
@@ -168,10 +189,17 @@ class CorpusIndex:
 
     @files_used()
     def close(self) -> None:
-        self.papers.close()
         if self.writable:
             crash_point("corpus_index.close:still-marked")
-            (self.folder / IN_USE).unlink(missing_ok=True)
+            with suppress(OSError):  # a disk that is read-only by now: the next owner looks everything over
+                if self.papers.damage:
+                    (self.folder / UNCHECKED).touch()
+                (self.folder / IN_USE).unlink(missing_ok=True)
+        self._release()
+
+    def _release(self) -> None:
+        if papers := getattr(self, "papers", None):  # also of an index that could not be opened
+            papers.close()
         if self._lock:
             self._lock.close()
 

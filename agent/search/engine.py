@@ -13,7 +13,7 @@ import numpy as np
 
 from agent.config import SearchConfig
 from agent.domain import Hit, Mode, SearchRequest, SearchResult
-from agent.errors import DamagedIndexError, NotReadyError
+from agent.errors import DamagedIndexError, DamagedPapersError, NotReadyError
 from agent.search.ahead import Ahead
 from agent.search.candidates import Question, Ranking, first_matches, ranks
 from agent.search.clock import StageClock
@@ -58,7 +58,11 @@ class SearchEngine:
 
     @property
     def corpus_version(self) -> str:
-        return f"local+{self.index.papers.last_change()}"
+        try:
+            last = self.index.papers.last_change()
+        except DamagedPapersError:
+            last = self.index.keywords.reached  # as far as anybody can tell until it is healed
+        return f"local+{last}"
 
     def search(self, request: SearchRequest) -> SearchResult:
         """Answer one question.

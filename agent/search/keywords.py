@@ -5,6 +5,8 @@ changes from there is idempotent (delete, then add).
 """
 
 import json
+import logging
+import os
 import shutil
 import struct
 import zlib
@@ -21,6 +23,7 @@ from tantivy import Filter, Occur, Query, Tokenizer
 from agent.crash_points import crash_point
 from agent.domain import Filters, Paper
 from agent.errors import DamagedIndexError
+from agent.paths import scratch_folder
 from agent.search.native import damage_of
 from agent.search.state import read_state, write_state
 from agent.search.text import (
@@ -31,7 +34,9 @@ from agent.search.text import (
     day_number,
     plain_tex,
 )
-from agent.store.papers import Change
+from agent.store.rows import Change
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION: Final = 2
 WRITER_HEAP_BYTES: Final = 15_000_000
@@ -85,7 +90,9 @@ class KeywordIndex:
         try:
             with damage_of("keywords"):
                 self._use(self._existing(check=check), read_state(self.folder / STATE)["change"])
-        except DamagedIndexError:
+        except DamagedIndexError as error:
+            if (self.folder / STATE).exists():
+                log.warning("%s; it is made anew", error.message)
             self._start_anew()
 
     def _existing(self, *, check: bool) -> Any:
@@ -99,7 +106,16 @@ class KeywordIndex:
             _sweep(self.folder)
         if check and (problem := next(self.problems(), None)):
             raise ValueError(problem)
-        return tantivy.Index(self._schema, path=str(self.folder))
+        return self._index_in(self.folder)
+
+    def _index_in(self, folder: Path) -> Any:
+        if os.access(folder, os.W_OK):
+            return tantivy.Index(self._schema, path=str(folder))
+        with scratch_folder() as scratch:  # tantivy locks a folder to open what is in it, also to read
+            for path in folder.iterdir():
+                if path.suffix != ".lock":
+                    (Path(scratch) / path.name).symlink_to(path.absolute())
+            return tantivy.Index(self._schema, path=scratch)
 
     def problems(self) -> Iterator[str]:
         """What is wrong with the files, in words. Reads all of them."""

@@ -7,18 +7,15 @@ are only ever reached through here, and only when they are really needed: withou
 A damaged file may make a library panic, which arrives as an exception outside Python's `Exception`.
 """
 
-import errno
 import importlib
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
-from agent.errors import CorpusError, DamagedIndexError
-
-SHORTAGES: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENOMEM))
-"""What the machine lacks is no damage: nothing is made again because of it."""
+from agent.errors import DamagedIndexError, ShortageError
+from agent.store.faults import SHORTAGES
 
 
 def onnx_runtime() -> Any:
@@ -53,7 +50,7 @@ def angular_distances(query: Any, matrix: Any) -> Any:
 def damage_of(part: Literal["keywords", "vectors"]) -> Iterator[None]:
     """Whatever a library says or does against its files is damage of that index.
 
-    Raises DamagedIndexError, and CorpusError where the machine has run short of something.
+    Raises DamagedIndexError, and ShortageError where the machine has run short of something.
     """
     try:
         yield
@@ -63,5 +60,5 @@ def damage_of(part: Literal["keywords", "vectors"]) -> Iterator[None]:
         # Rust's libraries put the number of the system's error into words.
         numbers = [*re.findall(r"(?:os error|code:) (\d+)", str(error)), getattr(error, "errno", None) or 0]
         if SHORTAGES.intersection(map(int, numbers)):
-            raise CorpusError(f"the index of {part} cannot be written: {error}") from error
+            raise ShortageError(f"the index of {part} cannot be written: {error}") from error
         raise DamagedIndexError(part, f"{type(error).__name__}: {error}") from error

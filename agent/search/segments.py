@@ -24,7 +24,7 @@ from agent.paths import sync_file
 from agent.search.native import usearch_index
 from agent.search.similarity import Floats, closest, cosines, to_int8
 from agent.search.state import DISK_HINT, read_state
-from agent.store.papers import Int8Matrix
+from agent.store.rows import Int8Matrix
 
 SCANNED_ROWS: Final = 4_096
 """A segment of at most so many rows is scanned: that takes no longer than its graph, and misses nothing."""

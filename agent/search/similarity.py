@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.search.native import angular_distances
-from agent.store.papers import Int8Matrix
+from agent.store.rows import Int8Matrix
 
 EXACT_ROWS: Final = 1_024
 """So many rows are compared with the f32 query at once; of more, the int8 query first picks those worth it."""

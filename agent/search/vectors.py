@@ -7,6 +7,7 @@ several segments and of the tail compare.
 Like the keyword index this is a cache of papers.db, in the files that segments.py describes.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -19,7 +20,9 @@ from agent.search.native import damage_of
 from agent.search.segments import STATE, Near, Segment, file_crc, files_of, problems_of
 from agent.search.similarity import Floats, closest, cosines
 from agent.search.state import read_state, write_state
-from agent.store.papers import Int8Matrix, StoredVectors
+from agent.store.rows import Int8Matrix, StoredVectors
+
+log = logging.getLogger(__name__)
 
 TAIL_ROWS: Final = 2_048
 """A longer tail becomes a segment. Scanning it takes about 0.3 ms; adding to a graph 0.5 ms a vector."""
@@ -98,12 +101,14 @@ class VectorIndex:
             state = read_state(self.folder / STATE)
             if (state["corpus"], state["model"]) != (self._corpus, self.model) or state["seq"] > self._last_vector():
                 return (), 0
-            if check and any(problems_of(self.folder, self._corpus, self._last_vector())):
-                return (), 0
+            if check and (problem := next(problems_of(self.folder, self._corpus, self._last_vector()), None)):
+                raise ValueError(problem)  # noqa: TRY301  as what opening finds
             segments = tuple(Segment(self.folder, name, self.dimensions) for name in state["segments"])
             self._crcs = {file: state["crc32"][file] for name in state["segments"] for file in files_of(name)}
             return segments, int(state["seq"])
-        except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, RuntimeError):
+        except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
+            if (self.folder / STATE).exists():
+                log.warning("the index of vectors is damaged: %s; it is made anew", error)
             return (), 0
 
     # -- writing ----------------------------------------------------------------------------------------------

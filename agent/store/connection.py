@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.crash_points import crash_point
+from agent.store.faults import is_damage
 
 BUSY_TIMEOUT_S: Final = 30.0
 CACHE_KIB: Final = 1_024
@@ -16,6 +17,10 @@ CACHE_KIB: Final = 1_024
 
 def _log_of(path: Path) -> Path:
     return path.with_name(f"{path.name}-wal")
+
+
+def _is_empty(path: Path) -> bool:
+    return not path.exists() or not path.stat().st_size
 
 
 def unmapped(_file_bytes: int) -> int:
@@ -31,6 +36,7 @@ class ThreadConnections:
         self._path: Final = path
         self._mapped_bytes = mapped_bytes
         self._read_only: Final = read_only
+        self._makes = not read_only  # only the first connection may make the file: it may have been deleted since
         self._local = threading.local()
         self._opened: list[tuple[threading.Thread, sqlite3.Connection]] = []
         self._guard: Final = threading.Lock()
@@ -43,16 +49,35 @@ class ThreadConnections:
         return connection
 
     def _open(self) -> sqlite3.Connection:
-        mode = "ro" if self._read_only else "rwc"
-        if self._read_only and not os.access(self._path.parent, os.W_OK) and not _log_of(self._path).exists():
-            # Reading beside a writer needs files that we may not make here; without a log there is no writer.
-            mode = "ro&immutable=1"
-        if not self._read_only:
+        if self._read_only:
+            return self._open_to_read()
+        mode = "rwc" if self._makes else "rw"
+        if self._makes:
             # SQLite itself gives a group no right to write, and its log gets the rights of the file. Only a new file
             # may be touched: closing one that is open elsewhere in this process would drop its locks.
             with suppress(OSError):
                 os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
                 crash_point("connection.open:empty-file")
+        connection = self._open_as(mode)
+        self._makes = False
+        return connection
+
+    def _open_to_read(self) -> sqlite3.Connection:
+        """Beside a writer, for which SQLite needs two more files.
+
+        Where those cannot be made, for want of space or of rights, and are not there, there is no writer: then the file
+        alone is read.
+        """
+        try:
+            connection = self._open_as("ro")
+            connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1")
+        except sqlite3.OperationalError as error:
+            if is_damage(error) or not _is_empty(_log_of(self._path)):
+                raise
+            return self._open_as("ro&immutable=1")
+        return connection
+
+    def _open_as(self, mode: str) -> sqlite3.Connection:
         connection = sqlite3.connect(
             f"{self._path.absolute().as_uri()}?mode={mode}",
             uri=True,

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Final, Self
 
 from agent.crash_points import crash_point
-from agent.errors import CorpusError, NotReadyError
+from agent.errors import CorpusError, NotReadyError, ShortageError
 from agent.paths import shut_out, sync_folder
+from agent.store.faults import SHORTAGES
 
 FIRST: Final = "0001"
 CACHES_LOCK: Final = "caches.lock"
@@ -22,12 +23,20 @@ EMBEDDING_LOCK: Final = "embedding.lock"
 SCHEMA_LOCK: Final = "schema.lock"
 IN_USE: Final = "caches.in-use"
 """There while the caches have an owner: found by the next one, it tells of a crash."""
+UNCHECKED: Final = "papers.unchecked"
+"""There from a crash until papers.db was read through."""
 
 
 def current_generation(data_dir: Path) -> Path | None:
     """The folder of the corpus in use, or None before the first import."""
     link = data_dir / "current"
     return link.resolve() if (link / "papers.db").is_file() else None
+
+
+def current_folder(data_dir: Path) -> Path | None:
+    """The same, whether or not it holds papers."""
+    link = data_dir / "current"
+    return link.resolve() if link.is_dir() else None
 
 
 def no_corpus(data_dir: Path) -> NotReadyError:
@@ -41,22 +50,29 @@ def ensure_generation(data_dir: Path) -> Path:
     if link.is_dir():
         return link.resolve()
     try:
-        (data_dir / "generations" / FIRST).mkdir(parents=True, exist_ok=True)
-        sync_folder(data_dir / "generations")
+        first = data_dir / "generations" / FIRST
+        first.mkdir(parents=True, exist_ok=True)
+        sync_folder(first.parent)
         crash_point("generations.ensure:no-link")
-        beside = data_dir / ".current.new"
-        beside.unlink(missing_ok=True)
-        beside.symlink_to(Path("generations") / FIRST)
-        crash_point("generations.ensure:before-rename")
-        beside.replace(link)
-        crash_point("generations.ensure:after-rename")
-        sync_folder(data_dir)
+        activate(data_dir, first)
     except OSError as error:
-        raise CorpusError(
+        kind = ShortageError if error.errno in SHORTAGES else CorpusError
+        raise kind(
             f"{data_dir} cannot hold a corpus: {error.strerror}",
             hint="name a writable folder with --data-dir",
         ) from error
     return link.resolve()
+
+
+def activate(data_dir: Path, folder: Path) -> None:
+    """Make a generation the one in use, durably and in one step. Raises OSError."""
+    beside = data_dir / ".current.new"
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(Path("generations") / folder.name)
+    crash_point("generations.activate:before-rename")
+    beside.replace(data_dir / "current")
+    crash_point("generations.activate:after-rename")
+    sync_folder(data_dir)
 
 
 class FolderLock:
@@ -67,7 +83,8 @@ class FolderLock:
         try:
             self._file = path.open("ab")
         except OSError as error:
-            raise CorpusError(
+            kind = ShortageError if error.errno in SHORTAGES else CorpusError
+            raise kind(
                 f"{path} cannot be written: {error.strerror}",
                 hint="run as the user that owns the data folder, or name another one with --data-dir",
             ) from error

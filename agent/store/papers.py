@@ -9,70 +9,55 @@ Several processes may write; each write is one short transaction.
 """
 
 import functools
-import json
 import sqlite3
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from agent.crash_points import crash_point
 from agent.domain import Paper
-from agent.errors import CorpusError
+from agent.errors import CorpusError, DamagedPapersError, NotReadyError, ShortageError
 from agent.store.connection import ThreadConnections, unmapped
+from agent.store.faults import corpus_error, identity, is_damage
 from agent.store.generations import SCHEMA_LOCK, FolderLock
+from agent.store.rows import (
+    INSERT_PAPER,
+    Change,
+    Int8Matrix,
+    PutReport,
+    StoredVectors,
+    blob_crc,
+    compare,
+    is_whole_paper,
+    is_whole_vector,
+    paper_of,
+    row_of,
+)
 from agent.store.schema import ensure_schema
 
 IN_CLAUSE: Final = 500
-INSERT_PAPER: Final = "INSERT INTO papers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_names: Final = msgspec.json.Decoder(tuple[str, ...])
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-Int8Matrix = NDArray[np.int8]
-"""Shape (n, dimensions): each vector scaled by its own largest component to +-127."""
-
-
-class Change(NamedTuple):
-    """One step of the corpus: `paper` is None when `arxiv_id` was removed."""
-
-    number: int
-    arxiv_id: str
-    paper: Paper | None
-
-
-class PutReport(NamedTuple):
-    """What became of a batch. `keys[i]` is the row key of the i-th paper, None where a newer version stood."""
-
-    keys: list[int | None]
-    added: int
-    updated: int
-    unchanged: int
-    older: int
-
-
-class StoredVectors(NamedTuple):
-    """A run of vectors in order of arrival; `last_seq` is where the next run continues."""
-
-    keys: NDArray[np.int64]
-    matrix: Int8Matrix
-    last_seq: int
-
 
 def _named(method: F) -> F:
-    """Let what SQLite says against a file reach the caller as a CorpusError that names it."""
+    """Let what SQLite says against a file reach the caller as a CorpusError that names it; damage is remembered."""
 
     @functools.wraps(method)
     def wrapped(self: "PaperStore", *arguments: Any, **options: Any) -> Any:
         try:
             return method(self, *arguments, **options)
         except sqlite3.Error as error:
-            raise CorpusError(f"{self.path}: {error}", hint="arxplorer-agent corpus verify") from error
+            if is_damage(error):
+                self.note_damage(str(error))
+            told = corpus_error(self.path, error)
+            if isinstance(told, ShortageError):
+                self.refused = told.message
+            raise told from error
 
     return cast("F", wrapped)
 
@@ -80,16 +65,20 @@ def _named(method: F) -> F:
 class PaperStore:
     """One papers.db. Usable from any thread: each gets a connection of its own.
 
-    Every method raises CorpusError when the file is damaged, locked for long, or the disk is full.
+    Every method raises DamagedPapersError when the file is damaged, ShortageError when the disk is full or read-only,
+    and CorpusError when it is locked for long.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False, mapped_bytes: Callable[[int], int] = unmapped) -> None:
-        """Open, and create or migrate unless `read_only`. Raises CorpusError when the file is no corpus.
+        """Open, and create or migrate unless `read_only`. Raises DamagedPapersError when the file is no corpus.
 
         `mapped_bytes` says how much of a file of so many bytes to read through a memory map.
         """
         self.path: Final = path
         self.read_only: Final = read_only
+        self.damage: str | None = None  # what was found damaged first, in words
+        self.held: str | None = None  # why nothing may be written, in words
+        self.refused: str | None = None  # why the disk did not take what was last written, in words
         self._connections: Final = ThreadConnections(path, read_only=read_only, mapped_bytes=mapped_bytes)
         try:
             if not read_only:
@@ -98,9 +87,16 @@ class PaperStore:
                     lock.acquire(wait=True)
                     ensure_schema(self.db)
             self.corpus_id()
-        except (sqlite3.Error, CorpusError, TypeError) as error:
+            self._file: Final = identity(path)
+        except sqlite3.Error as error:
             self.close()
-            raise CorpusError(f"{path} cannot be opened as a corpus: {error.__cause__ or error}") from error
+            raise corpus_error(path, error) from error
+        except TypeError as error:
+            self.close()
+            raise DamagedPapersError(f"{path} is damaged: it names no corpus") from error
+        except CorpusError:
+            self.close()
+            raise
 
     @property
     def db(self) -> sqlite3.Connection:
@@ -114,16 +110,55 @@ class PaperStore:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """A write transaction that takes its lock at the start, so that it cannot fail half-way as busy."""
+        if self.held:
+            raise NotReadyError(self.held)
         db = self.db
         db.execute("BEGIN IMMEDIATE")
         try:
+            if self.is_replaced():
+                raise CorpusError(f"{self.path} was replaced by another one meanwhile", hint="try again")  # noqa: TRY301
             yield db
             crash_point("papers.transaction:before-commit")
             db.commit()
             crash_point("papers.transaction:after-commit")
+            self.refused = None
         except BaseException:
             db.rollback()
             raise
+
+    # -- damage -----------------------------------------------------------------------------------------------
+
+    def note_damage(self, reason: str) -> None:
+        """Remember that the file is damaged, for whoever heals it."""
+        self.damage = self.damage or reason
+
+    def is_replaced(self) -> bool:
+        """Whether another file, or none, stands where this one stood: what is written now would be lost."""
+        return identity(self.path) != self._file
+
+    def hold(self, reason: str) -> None:
+        """Let nobody write from here on: this process is told `reason`, others wait as long as the file has locks."""
+        self.held = reason
+        with suppress(sqlite3.Error):
+            self.db.execute("BEGIN IMMEDIATE")
+
+    def release(self, *, writable: bool) -> None:
+        """End what `hold` began, in the same thread; others find out by themselves when the file was replaced."""
+        self.held = None if writable else self.held
+        with suppress(sqlite3.Error):
+            self.db.rollback()
+
+    @_named
+    def prove_writable(self) -> None:
+        """Write something that changes nothing. Raises ShortageError where the disk still takes nothing."""
+        with self._transaction() as db:
+            db.execute("UPDATE corpus SET id = id")
+
+    @_named
+    def rescue(self, target: Path) -> None:
+        """Copy a file that was deleted, from what this thread still has open."""
+        with closing(sqlite3.connect(target)) as copy:
+            self.db.backup(copy)
 
     # -- writing ----------------------------------------------------------------------------------------------
 
@@ -149,7 +184,7 @@ class PaperStore:
                 if stored:
                     self._supersede(db, stored, number, paper)
                 else:
-                    db.execute(INSERT_PAPER, _row(number, paper))
+                    db.execute(INSERT_PAPER, row_of(number, paper))
                 present[paper.arxiv_id] = (number, paper)
                 keys.append(number)
         return PutReport(keys, **counts)
@@ -159,7 +194,7 @@ class PaperStore:
         old_key, old_paper = stored
         db.execute("DELETE FROM papers WHERE key = ?", [old_key])
         crash_point("papers.supersede:old-row-gone")
-        db.execute(INSERT_PAPER, _row(number, paper))
+        db.execute(INSERT_PAPER, row_of(number, paper))
         if old_paper.text == paper.text:
             db.execute(
                 "INSERT INTO vectors (key, model, vector, crc) SELECT ?, model, vector, crc FROM vectors WHERE key = ?",
@@ -241,13 +276,27 @@ class PaperStore:
 
     @_named
     def get(self, keys: Sequence[int]) -> dict[int, Paper]:
-        """The papers of those keys that are still current."""
-        found: dict[int, Paper] = {}
-        for part in _parts(keys):
-            marks = ",".join("?" * len(part))
-            rows = self.db.execute(f"SELECT * FROM papers WHERE key IN ({marks})", part)  # noqa: S608  only marks
-            found.update((row[0], _paper(row)) for row in rows)
-        return found
+        """The papers of those keys that are still current, and not damaged."""
+        return {
+            row[0]: paper_of(row) for part in _parts(keys) for row in self._readable_rows(part) if self._is_whole(row)
+        }
+
+    def _readable_rows(self, keys: list[int]) -> list[Any]:
+        marks = ",".join("?" * len(keys))
+        try:
+            return self.db.execute(f"SELECT * FROM papers WHERE key IN ({marks})", keys).fetchall()  # noqa: S608  only marks
+        except sqlite3.Error as error:
+            if not is_damage(error):
+                raise
+            self.note_damage(str(error))
+            return [row for key in keys for row in self._readable_rows([key])] if len(keys) > 1 else []
+
+    def _is_whole(self, row: Sequence[Any]) -> bool:
+        """Whether a row of papers is as it was written."""
+        whole = is_whole_paper(row)
+        if not whole:
+            self.note_damage(f"the row of paper {row[1]!s:.40} does not match its checksum")
+        return whole
 
     @_named
     def keys(self) -> NDArray[np.int64]:
@@ -265,7 +314,7 @@ class PaperStore:
 
     @_named
     def find(self, arxiv_id: str) -> tuple[int, Paper] | None:
-        """The key and the paper of an arXiv id."""
+        """The key and the paper of an arXiv id. Raises DamagedPapersError where its row is damaged."""
         return self._by_ids(self.db, [arxiv_id]).get(arxiv_id)
 
     @_named
@@ -275,7 +324,7 @@ class PaperStore:
         db.execute("BEGIN")  # one snapshot for both, or a change between them would be passed over
         try:
             papers = db.execute("SELECT * FROM papers WHERE key > ? ORDER BY key LIMIT ?", [number, limit])
-            changes = [Change(row[0], row[1], _paper(row)) for row in papers]
+            changes = [Change(row[0], row[1], paper_of(row)) for row in papers if self._is_whole(row)]
             removals = db.execute(
                 "SELECT change, arxiv_id FROM removals WHERE change > ? ORDER BY change LIMIT ?", [number, limit]
             )
@@ -299,43 +348,34 @@ class PaperStore:
     def vectors_since(self, seq: int, model: str, dimensions: int, limit: int) -> StoredVectors:
         """The next `limit` vectors of `model` after `seq`."""
         rows = self.db.execute(
-            "SELECT seq, key, vector FROM vectors WHERE seq > ? AND model = ? ORDER BY seq LIMIT ?",
+            "SELECT seq, key, vector, crc FROM vectors WHERE seq > ? AND model = ? ORDER BY seq LIMIT ?",
             [seq, _model_id(self.db, model), limit],
         ).fetchall()
-        keys = np.fromiter((row[1] for row in rows), np.int64, len(rows))
-        matrix = np.frombuffer(b"".join(row[2] for row in rows), np.int8)
-        if matrix.size != len(rows) * dimensions:
+        last = rows[-1][0] if rows else seq
+        whole = [row for row in rows if is_whole_vector(row[2], row[3])]
+        if len(whole) != len(rows):
+            self.note_damage(f"{len(rows) - len(whole)} vectors do not match their checksums")
+        keys = np.fromiter((row[1] for row in whole), np.int64, len(whole))
+        matrix = np.frombuffer(b"".join(row[2] for row in whole), np.int8)
+        if matrix.size != len(whole) * dimensions:
             raise CorpusError(f"{self.path}: a stored vector of {model} has not {dimensions} dimensions")
-        return StoredVectors(keys, matrix.reshape(len(rows), dimensions), rows[-1][0] if rows else seq)
+        return StoredVectors(keys, matrix.reshape(len(whole), dimensions), last)
 
     def papers(self) -> Iterator[tuple[int, Paper]]:
-        """Every key and paper, oldest change first."""
+        """Every key and paper, oldest change first; damaged ones are left out."""
         for row in self.db.execute("SELECT * FROM papers ORDER BY key"):
-            yield row[0], _paper(row)
+            if self._is_whole(row):
+                yield row[0], paper_of(row)
 
-    @staticmethod
-    def _by_ids(db: sqlite3.Connection, arxiv_ids: Iterable[str]) -> dict[str, tuple[int, Paper]]:
+    def _by_ids(self, db: sqlite3.Connection, arxiv_ids: Iterable[str]) -> dict[str, tuple[int, Paper]]:
         found: dict[str, tuple[int, Paper]] = {}
         for part in _parts(list(dict.fromkeys(arxiv_ids))):
             marks = ",".join("?" * len(part))
             for row in db.execute(f"SELECT * FROM papers WHERE arxiv_id IN ({marks})", part):  # noqa: S608  only marks
-                found[row[1]] = (row[0], _paper(row))
+                if not self._is_whole(row):
+                    raise DamagedPapersError(f"{self.path} is damaged: {self.damage}")
+                found[row[1]] = (row[0], paper_of(row))
         return found
-
-
-def compare(stored: Paper, given: Paper) -> str:
-    """What `given` is beside the stored version: `unchanged`, `older` or `updated`.
-
-    arXiv's version number decides where both have one, else the date of the update; `2020-05` is not older than
-    `2020-05-12`. At the same age the one that came last wins, so that a corrected record can be imported again.
-    """
-    if stored == given:
-        return "unchanged"
-    if stored.version and given.version and stored.version != given.version:
-        return "older" if given.version < stored.version else "updated"
-    if given.updated < stored.updated and not stored.updated.startswith(given.updated):
-        return "older"
-    return "updated"
 
 
 def _last_change(db: sqlite3.Connection) -> int:
@@ -349,44 +389,6 @@ def _model_id(db: sqlite3.Connection, model: str) -> int:
     """The model's row, 0 where no vector of it was ever stored."""
     row = db.execute("SELECT id FROM models WHERE name = ?", [model]).fetchone()
     return int(row[0]) if row else 0
-
-
-def _row(key: int, paper: Paper) -> list[Any]:
-    row = [
-        key,
-        paper.arxiv_id,
-        paper.title,
-        paper.abstract,
-        json.dumps(paper.authors, ensure_ascii=False),
-        json.dumps(paper.categories, ensure_ascii=False),
-        paper.published,
-        paper.updated,
-        paper.version,
-    ]
-    return [*row, row_crc(row)]
-
-
-def row_crc(row: Sequence[Any]) -> int:
-    """CRC-32 of a paper's row, its crc left out: bits may rot on a card, and SQLite does not notice that in a text."""
-    return zlib.crc32("\x1f".join(map(str, row)).encode("utf-8", "surrogatepass"))
-
-
-def blob_crc(blob: bytes) -> int:
-    return zlib.crc32(blob)
-
-
-def _paper(row: Sequence[Any]) -> Paper:
-    _, arxiv_id, title, abstract, authors, categories, published, updated, version, _ = row
-    return Paper(
-        arxiv_id,
-        title,
-        abstract,
-        _names.decode(authors),
-        _names.decode(categories),
-        published,
-        updated,
-        version,
-    )
 
 
 def _parts(values: Sequence[Any]) -> Iterator[list[Any]]:
