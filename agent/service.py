@@ -21,7 +21,7 @@ from agent.device.heartbeat import HeartbeatFile
 from agent.device.liveness import Liveness
 from agent.device.request_marks import RequestMarks, marks_file
 from agent.domain import SearchRequest
-from agent.errors import AgentError, ConfigError, DamagedPapersError
+from agent.errors import AgentError, ConfigError, CorpusError
 from agent.logs import set_level
 from agent.mqtt.connection import Connection
 from agent.mqtt.local import local_broker
@@ -295,7 +295,7 @@ class MQTTSearchService:
         engine = self.api.engine
         papers = engine.index.papers
         count = embedded = 0  # where nobody can tell: the problems say why
-        with suppress(DamagedPapersError):
+        with suppress(CorpusError):
             count, embedded = papers.count(), papers.count_embedded(self.config.model.name)
         capabilities = ["keyword_search"] + (["semantic_search", "hybrid_search"] if engine.embedder else [])
         return {

@@ -86,6 +86,7 @@ class Watched:
         def found() -> dict[str, Any] | None:
             report = self.report()
             said = "; ".join(report["details"].get("problems", ["offline"]))
+            self.said = said  # for whoever reads of a test that failed
             fits = all(word in said for word in words) if words else report["status"] == "online"
             return report if fits else None
 
@@ -137,7 +138,7 @@ def test_papers_damaged_before_the_start_are_healed_from_what_is_whole(
         "papers.db was damaged", f"{saved} papers saved, {PAPERS - saved} lost", "papers.db.damaged-1"
     )
     assert report["status"] == "degraded"
-    assert report["details"]["corpus"]["papers"] == saved
+    wait_until(lambda: watched.report()["details"]["corpus"]["papers"] == saved)
     assert watched.client.ask(QUESTION)["results"]
     assert watched.agent.stop() == 0
     assert (generations(sample_data_dir), is_whole(sample_data_dir)) == (["0002"], True)

@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 
 from agent.config import Config, find_config_file, load_config
 from agent.domain import SearchRequest
-from agent.errors import DamagedPapersError, ModelError, NotReadyError
+from agent.errors import CorpusError, DamagedPapersError, ModelError, NotReadyError
 from agent.footprint import MODEL_MIB, footprint
 from agent.paths import catalog_dir, find_model
 from agent.protocol.answers import AnswerFacts, search_result
@@ -105,8 +105,9 @@ class SearchAPI:
             if not index.papers.damage and not index.papers.last_change():
                 found.append("the corpus holds no papers")
             return found + index.problems()
-        except DamagedPapersError:
-            return [*found, f"papers.db is damaged: {index.papers.damage}"]
+        except CorpusError as error:
+            damage = index.papers.damage
+            return [*found, f"papers.db is damaged: {damage}" if damage else error.message]
 
     @property
     def dimensions(self) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 
 from agent.config import SearchConfig
 from agent.domain import Hit, Mode, SearchRequest, SearchResult
-from agent.errors import DamagedIndexError, DamagedPapersError, NotReadyError
+from agent.errors import CorpusError, DamagedIndexError, NotReadyError
 from agent.search.ahead import Ahead
 from agent.search.candidates import Question, Ranking, first_matches, ranks
 from agent.search.clock import StageClock
@@ -60,7 +60,7 @@ class SearchEngine:
     def corpus_version(self) -> str:
         try:
             last = self.index.papers.last_change()
-        except DamagedPapersError:
+        except CorpusError:
             last = self.index.keywords.reached  # as far as anybody can tell until it is healed
         return f"local+{last}"
 

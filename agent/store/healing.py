@@ -75,6 +75,11 @@ def sweep(data_dir: Path) -> None:
     A new generation that was not finished is forgotten. Raises OSError.
     """
     current = (data_dir / "current").resolve()
+    if not current.is_dir():
+        return
+    for folder in (data_dir / "generations").iterdir():
+        if folder.resolve() != current and not any(folder.iterdir()):
+            folder.rmdir()  # killed before it was marked
     for marker in sorted((data_dir / "generations").glob(f"*/{REPLACES}")):
         new = marker.parent.resolve()
         if new != current:
