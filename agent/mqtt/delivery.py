@@ -5,6 +5,7 @@ Live messages come before these: few are under way at a time, and on a link with
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -23,6 +24,8 @@ WINDOW: Final = 8
 """Messages under way."""
 RATE_SHARE: Final = 0.4
 """Of the messages a second that the service allows, both ways: the rest is for requests and their answers."""
+PROBLEM_S: Final = 60.0
+"""How long a failure to keep something is named, if there is no other."""
 RETRY_S: Final = 5.0
 """After the broker did not take a message, or agent.db could not be read."""
 KEPT_PROPERTY: Final = ("kept", "while the link was down")
@@ -56,12 +59,13 @@ class Delivery:
         self._wake: Final = asyncio.Event()
         self._reported = False  # whether the newest status was sent over this link: older ones may follow
         self._problem: str | None = None
+        self._problem_until = 0.0  # time.monotonic()
         connection.on_connected(self._connected)
 
     @property
     def problems(self) -> list[str]:
         """What keeps messages from being kept, in words."""
-        return [self._problem] if self._problem else []
+        return [self._problem] if self._problem and time.monotonic() < self._problem_until else []
 
     def on_refused(self, callback: Refused) -> None:
         """Call back on the loop when an answer was set aside."""
@@ -148,7 +152,7 @@ class Delivery:
             words = error.message if isinstance(error, StateError) else f"{type(error).__name__}: {error}"
             if words != self._problem:
                 log.error("what a link cannot take is not kept: %s", words)
-        self._problem = words
+        self._problem, self._problem_until = words, time.monotonic() + PROBLEM_S
 
     async def _drain(self, kind: Kind) -> None:
         """Raises BrokerError when the broker does not take them now, and StateError."""

@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 from agent.crash_points import crash_point
 from agent.errors import StateError
 from agent.store.connection import ThreadConnections
+from agent.store.faults import is_damage
 from agent.store.schema import ensure_agent_schema
 
 log = logging.getLogger(__name__)
@@ -25,19 +26,6 @@ MAX_PUT_ASIDE: Final = 5
 """Damaged files that are kept; a later one takes the place of the last."""
 LOG_BYTES: Final = 1024 * 1024
 """What SQLite's log may keep of the disk once it has been written back."""
-
-NOT_THE_FILES_FAULT: Final = frozenset(
-    (
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_READONLY,
-    )
-)
-"""Everything else that SQLite may say, of statements that never change, is said of a file that is not what it was."""
 
 Result = TypeVar("Result")
 Action = Callable[[sqlite3.Connection], Result]
@@ -64,7 +52,7 @@ class AgentDatabase:
                 return self._once(action)
             except (sqlite3.Error, ValueError, OSError) as error:
                 self._close()
-                if isinstance(error, OSError) or (isinstance(error, sqlite3.Error) and not _is_damage(error)):
+                if not self._is_damaged(error):
                     raise self._refused(error) from error
                 self._put_aside(str(error))
             try:
@@ -140,6 +128,11 @@ class AgentDatabase:
                 self._opened.close()
             self._opened = None
 
+    def _is_damaged(self, error: Exception) -> bool:
+        if isinstance(error, sqlite3.Error):
+            return is_damage(error) or self.path.is_dir()
+        return isinstance(error, ValueError)
+
     def _put_aside(self, reason: str) -> None:
         names = [self.path.with_name(f"{self.path.name}.damaged-{number + 1}") for number in range(MAX_PUT_ASIDE)]
         target = next((name for name in names if not name.exists()), names[-1])
@@ -154,8 +147,3 @@ class AgentDatabase:
 
     def _refused(self, error: Exception) -> StateError:
         return StateError(f"{self.path} cannot be used: {error}", hint="is the disk full, or the folder read-only?")
-
-
-def _is_damage(error: sqlite3.Error) -> bool:
-    # The low byte is the kind, the rest details; an error of Python's own, such as of text that is no UTF-8, has none.
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in NOT_THE_FILES_FAULT
