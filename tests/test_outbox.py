@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.config import OutboxConfig
+from agent.errors import StateError
 from agent.store.agent_db import AgentDatabase
 from agent.store.moment import PLAUSIBLE_S, Moment
 from agent.store.outbox import MAX_SET_ASIDE, Kept, Kind, Outbox, look
@@ -203,6 +205,23 @@ def test_a_damaged_file_is_put_aside_and_the_outbox_begins_anew(device: Device, 
     assert "put aside as agent.db.damaged-1" in caplog.text
 
 
+def test_what_a_full_disk_did_not_take_is_not_taken_for_kept(small_disk: Path) -> None:
+    """Nor is it at any moment before the commit: the request would be acknowledged."""
+    device = Device(small_disk / "agent.db")
+    device.outbox.put([answer(b"kept", key=b"a" * 32)])
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(b"x" * shutil.disk_usage(small_disk).free)
+    with pytest.raises(StateError):
+        device.outbox.put([answer(b"x" * 100_000, key=b"b" * 32)])
+    assert not device.outbox.holds("local", b"b" * 32)
+    assert device.outbox.waiting("local", "answer") == 1
+    ballast.unlink()
+    device.outbox.put([answer(b"and now", key=b"b" * 32)])
+    assert device.outbox.holds("local", b"b" * 32)
+    assert device.waiting() == [b"kept", b"and now"]
+    device.close()
+
+
 def test_the_agent_db_of_an_earlier_version_gets_an_outbox_and_keeps_what_it_holds(tmp_path: Path) -> None:
     path = tmp_path / "agent.db"
     with closing(sqlite3.connect(path)) as db:
@@ -224,6 +243,7 @@ WORKER = """
 import sys
 from pathlib import Path
 from agent.config import OutboxConfig
+from agent.errors import StateError
 from agent.store.agent_db import AgentDatabase
 from agent.store.outbox import Kept, Outbox
 outbox = Outbox(AgentDatabase(Path(sys.argv[1])), OutboxConfig())

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 from agent.config import OutboxConfig
 from agent.errors import StateError
 from agent.paths import shut_out
-from agent.store.agent_db import AgentDatabase
+from agent.store.agent_db import Action, AgentDatabase, Result
 from agent.store.connection import ThreadConnections
 from agent.store.moment import Moment
 
@@ -64,6 +64,10 @@ class Held(NamedTuple):
     bytes: int = 0
 
 
+Learned = tuple[dict[tuple[str, Kind], Held], set[tuple[str, bytes]]]
+"""What there is, and which requests have their answer here."""
+
+
 class Outbox:
     """Usable from any thread. Methods that write raise StateError where agent.db cannot be written."""
 
@@ -91,7 +95,9 @@ class Outbox:
 
     def load(self) -> None:
         """Learn what an earlier run left. Never raises."""
-        self._database.read(self._learn)
+        learned = self._database.read(_learned)
+        if learned:
+            self._take(learned)
 
     # -- what there is ------------------------------------------------------------------------------------------------
 
@@ -131,10 +137,9 @@ class Outbox:
                     else:
                         drops[row[0]] = kept
                 _drop(db, kind, drops)
-            self._learn(db)
             return found
 
-        return self._database.write(action)
+        return self._write(action)
 
     # -- what changes it ----------------------------------------------------------------------------------------------
 
@@ -150,9 +155,8 @@ class Outbox:
                     )
                 _insert(db, one, now, None)
             self._bound(db, now)
-            self._learn(db)
 
-        self._database.write(action)
+        self._write(action)
 
     def remove(self, numbers: Iterable[int]) -> None:
         """The broker has them."""
@@ -162,9 +166,8 @@ class Outbox:
             for number in given:
                 removed = db.execute("DELETE FROM outbox WHERE seq = ? RETURNING bytes", [number]).fetchone()
                 self._removed_bytes += removed[0] if removed else 0
-            self._learn(db)
 
-        self._database.write(action)
+        self._write(action)
         if not self._held or self._removed_bytes > COMPACT_BYTES:
             self._database.compact()
             self._removed_bytes = 0
@@ -181,17 +184,20 @@ class Outbox:
                 " (SELECT seq FROM outbox WHERE set_aside IS NOT NULL ORDER BY seq DESC LIMIT ?)",
                 [MAX_SET_ASIDE],
             )
-            self._learn(db)
 
-        self._database.write(action)
+        self._write(action)
 
-    # -- inside, in a transaction -------------------------------------------------------------------------------------
+    # -- inside -------------------------------------------------------------------------------------------------------
 
-    def _learn(self, db: sqlite3.Connection) -> None:
-        held = _held(db)
-        keys = db.execute("SELECT link, key FROM outbox WHERE set_aside IS NULL AND key IS NOT NULL").fetchall()
+    def _write(self, action: "Action[Result]") -> Result:
+        result, learned = self._database.write(lambda db: (action(db), _learned(db)))
+        # Only now: what is not committed must not be taken for kept.
+        self._take(learned)
+        return result
+
+    def _take(self, learned: Learned) -> None:
         with self._guard:
-            self._held, self._keys = held, set(keys)
+            self._held, self._keys = learned
 
     def _bound(self, db: sqlite3.Connection, now: Moment) -> None:
         """Drop what is over a bound, oldest first."""
@@ -232,6 +238,11 @@ class Outbox:
         if passed > self._config.max_age_s:
             return "too_old"
         return Kept(link, kind, topic, payload, document, key, expires_s, number)
+
+
+def _learned(db: sqlite3.Connection) -> Learned:
+    keys = db.execute("SELECT link, key FROM outbox WHERE set_aside IS NULL AND key IS NOT NULL").fetchall()
+    return _held(db), set(keys)
 
 
 def _held(db: sqlite3.Connection) -> dict[tuple[str, Kind], Held]:
