@@ -75,9 +75,9 @@ class RequestMarks:
             self._deaths[key] = min(255, self._deaths.pop(key, 0) + 1)
         if found:
             log.warning("the last run ended while it worked on %d requests; each is tried by itself", len(found))
-        self._write_deaths()
         for place in range(WORKING):
             self._put(place, 0, b"")
+        self._write_deaths()  # after: killed in between, a request is tried once more rather than once less
 
     def fatal(self, key: bytes) -> bool:
         """Whether this request was being worked on at two deaths."""
