@@ -23,7 +23,7 @@ from agent.device.request_marks import RequestMarks
 from agent.errors import BrokerError, RequestError
 from agent.handlers import Answer, Handlers
 from agent.mqtt.connection import Connection, Publishing
-from agent.mqtt.delivery import Delivery
+from agent.mqtt.delivery import Delivery, outgoing
 from agent.mqtt.packets import Broker, Message, Outgoing
 from agent.mqtt.rate import Rate
 from agent.protocol.topics import AgentTopics
@@ -216,8 +216,10 @@ class MQTTSearchBridge:
         return answer._replace(expiry_s=max(1, round(message.expires - time.monotonic())))
 
     def _set_aside(self, answer: Kept) -> None:
-        """Whoever asked should hear of it."""
-        self._client.publish_soon(self._handlers.refused_answer(answer.payload))
+        """Whoever asked should hear of it: by way of the outbox, since the link has just ended over the answer."""
+        notice = self._handlers.refused_answer(answer.payload, outgoing(answer).correlation)
+        if self._delivery and notice.topic != answer.topic:
+            self._delivery.keep(notice, "answer", lambda _: None)
 
     def _done(self, message: Message, answer: Answer, *, keep: bool = False) -> None:
         """The message is finished: acknowledged, unless the broker is to `keep` and deliver it again."""

@@ -56,6 +56,7 @@ class Channel:
         self.connection.on_connected(self._report_now.set)
         link = name if name == "local" else f"{name} {self.connection.address}"
         self.delivery: Final = Delivery(self.connection, link, outbox, disk)
+        self.delivery.on_problem(self.report_soon)
         self.bridge: Final = MQTTSearchBridge(self.connection, api, delivery=self.delivery, marks=marks)
         self._told: object = None  # what the last report said, be it sent or kept
         self._quiet_since = time.monotonic()  # the last report was sent or kept, or the link was still there

@@ -150,7 +150,7 @@ class OutboxConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     max_bytes: Annotated[
         int,
-        Meta(ge=65_536, le=1_073_741_824, description="Bytes kept while a link is down, of answers and reports each."),
+        Meta(ge=262_144, le=1_073_741_824, description="Bytes kept while a link is down, of answers and reports each."),
     ] = 8_388_608
     max_age_s: Annotated[
         int, Meta(ge=60, le=31_536_000, description="Seconds after which what could not be sent is dropped.")

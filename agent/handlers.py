@@ -1,5 +1,6 @@
 """What a message asks for, done: a message in, its answer out. Runs in workers; the bridge does the transport."""
 
+import gzip
 import logging
 import time
 from collections.abc import Callable
@@ -84,12 +85,14 @@ class Handlers:
         payload = encode_error(error, envelope, processed_by=self._api.config.thing_name, timestamp=time.time())
         return Answer(_outgoing(message, topic, Encoded(payload)), "errors", passing=error.code == "overloaded")
 
-    def refused_answer(self, answer: bytes) -> Outgoing:
+    def refused_answer(self, answer: bytes, correlation: bytes | None) -> Outgoing:
         """Say on the results topic that an answer could not be delivered, of which only the bytes are left."""
+        with suppress(OSError):  # it is not compressed
+            answer = gzip.decompress(answer)
         envelope = read_envelope(answer)
         error = RequestError("invalid_request", "the broker refuses messages on the topic asked for")
         payload = encode_error(error, envelope, processed_by=self._api.config.thing_name, timestamp=time.time())
-        return Outgoing(self._topics.results_for(envelope.client_id), payload)
+        return Outgoing(self._topics.results_for(envelope.client_id), payload, correlation=correlation)
 
     def refused_by_broker(self, message: Message) -> Answer:
         """Say on the results topic that the broker does not let us answer on the topic asked for."""

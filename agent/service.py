@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import logging
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FOLLOW_INTERVAL_S: Final = 1.0
-UPKEEP_TIMEOUT_S: Final = 0.5
+CLOSE_TIMEOUT_S: Final = 0.5
 
 
 class MQTTSearchService:
@@ -191,11 +192,17 @@ class MQTTSearchService:
         working = [self._settling.submit(lambda: None), *([self._job] if self._job else [])]
         self._settling.shutdown(wait=False)
         self._disk.shutdown(wait=False)
-        if not (await asyncio.to_thread(wait, working, UPKEEP_TIMEOUT_S)).not_done:
-            self.api.close()
-            self._database.close()
-            self._marks.close()
+        self._marks.close()
+        closing = threading.Thread(target=self._close, args=[working], name="close", daemon=True)
+        closing.start()
+        await asyncio.to_thread(closing.join, CLOSE_TIMEOUT_S)
         log.info("stopped")
+
+    def _close(self, working: list[Future[None]]) -> None:
+        """Put away what is worth it. What a search, a person or a slow disk holds on to is safe to leave, too."""
+        wait(working)
+        self._database.close()
+        self.api.close()
 
     def _open(self) -> str:
         """Open the corpus and ask a first question; how the agent does, in words."""

@@ -59,6 +59,18 @@ def test_nothing_is_sent_beside_a_suspect_and_a_suspect_only_by_itself() -> None
     assert breaker.ended(NOT_AUTHORIZED, others=False)
 
 
+def test_a_suspect_waits_for_what_others_have_under_way() -> None:
+    breaker = Breaker()
+    breaker.sent(message(1))
+    breaker.ended(NOT_AUTHORIZED, others=True)
+    breaker.settled(message(1), taken=False)
+    assert not breaker.may_go(message(1), others=True)
+    assert breaker.may_go(message(2), others=True)
+    assert breaker.may_go(message(1), others=False)
+    breaker.sent(message(1))
+    assert breaker.on_trial, "and others wait for it"
+
+
 @pytest.mark.parametrize(("code", "others"), [(TAKEN_OVER, False), (None, False), (NOT_AUTHORIZED, True)])
 def test_nobody_is_blamed_for_another_reason_or_where_it_may_have_been_something_else(code, others) -> None:
     breaker = Breaker()

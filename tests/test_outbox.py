@@ -2,6 +2,7 @@
 
 import json
 import random
+import resource
 import shutil
 import signal
 import sqlite3
@@ -92,9 +93,8 @@ def test_a_request_is_known_while_its_answer_waits_and_not_after(device: Device)
 @pytest.mark.parametrize(
     ("config", "messages", "left", "reason"),
     [
-        pytest.param({"max_bytes": 65_536}, [b"a" * 30_000, b"b" * 30_000, b"c" * 30_000], 2, "too_large", id="bytes"),
+        pytest.param({"max_bytes": 262_144}, [b"a" * 99_000, b"b" * 99_000, b"c" * 99_000], 2, "too_large", id="bytes"),
         pytest.param({"max_messages": 3}, [b"1", b"2", b"3", b"4", b"5"], 3, "too_many", id="count"),
-        pytest.param({"max_bytes": 65_536}, [b"1", b"x" * 70_000], 0, "too_large", id="one that never fits"),
     ],
 )
 def test_over_a_bound_the_oldest_goes_and_is_counted_by_its_reason(tmp_path, config, messages, left, reason) -> None:
@@ -183,14 +183,16 @@ def test_a_full_outbox_recovers_by_itself_and_the_file_shrinks_again(tmp_path: P
     device.close()
 
 
-def test_a_damaged_row_is_dropped_and_the_rest_is_delivered(device: Device) -> None:
+@pytest.mark.parametrize("damage", ["payload = x'00'", "payload = CAST(payload AS TEXT)", "wall_s = 'now'"])
+def test_a_damaged_row_is_dropped_and_the_rest_is_delivered(device: Device, damage: str) -> None:
     device.outbox.put([answer(b"before"), answer(b"damaged"), answer(b"after")])
     device.close()
     with closing(sqlite3.connect(device.path)) as db:
-        db.execute("UPDATE outbox SET payload = x'00' WHERE payload = ?", [b"damaged"])
+        db.execute(f"UPDATE outbox SET {damage} WHERE payload = ?", [b"damaged"])
         db.commit()
     device.restart()
-    assert device.waiting() == [b"before", b"after"]
+    device.outbox.put([answer(b"last")])
+    assert device.waiting() == [b"before", b"after", b"last"]
     assert device.outbox.counts()["dropped"] == {"answers_damaged": 1}
 
 
@@ -220,6 +222,28 @@ def test_what_a_full_disk_did_not_take_is_not_taken_for_kept(small_disk: Path) -
     assert device.outbox.holds("local", b"b" * 32)
     assert device.waiting() == [b"kept", b"and now"]
     device.close()
+
+
+def test_an_answer_is_not_taken_for_kept_any_more_once_its_file_is_gone(device: Device) -> None:
+    device.outbox.put([answer(b"lost", key=b"k" * 32)])
+    device.path.unlink()
+    device.outbox.counts()
+    assert not device.outbox.holds("local", b"k" * 32)
+
+
+def test_where_the_file_cannot_be_opened_it_is_left_alone(device: Device) -> None:
+    """No file descriptors, no inodes: nothing that says anything about the file."""
+    device.outbox.put([answer(b"kept")])
+    device.close()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) - 1, hard))
+    try:
+        with pytest.raises(StateError):
+            device.outbox.put([answer(b"more")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    device.restart()
+    assert device.waiting() == [b"kept"]
 
 
 def test_the_agent_db_of_an_earlier_version_gets_an_outbox_and_keeps_what_it_holds(tmp_path: Path) -> None:

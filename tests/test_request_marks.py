@@ -60,6 +60,14 @@ def test_what_ends_well_is_forgotten(path: Path) -> None:
     assert not RequestMarks(path).fatal(KEY)
 
 
+def test_an_orderly_end_is_no_death_whatever_is_worked_on(path: Path) -> None:
+    for _ in range(3):
+        marks = RequestMarks(path)
+        with marks.working(KEY):
+            marks.close()
+    assert not RequestMarks(path).fatal(KEY)
+
+
 def test_a_suspect_is_worked_on_by_itself(path: Path) -> None:
     die(path, "k")
     marks = RequestMarks(path)

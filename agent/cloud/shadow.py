@@ -129,7 +129,7 @@ class ShadowSync:
             await self._client.attach(self._connection.client)
         if self._read:
             self._read = False
-            with self._connection.others():
+            async with self._connection.others():
                 held = await self._client.get()
             # What was heard meanwhile may be newer; of a shadow that does not exist it is of the one before.
             if self._newest and not self._newest.version > held.version > 0:
@@ -168,7 +168,7 @@ class ShadowSync:
     async def _send(self, change: Document, held: Snapshot, bytes_used: int) -> int | None:
         """Report; returns the new version, None where just this is refused. Raises ShadowRefusedError."""
         try:
-            with self._connection.others():
+            async with self._connection.others():
                 return await self._client.update(change, held.version)
         except ShadowRefusedError as error:
             if error.code == TOO_LARGE:

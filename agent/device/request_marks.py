@@ -112,11 +112,13 @@ class RequestMarks:
                 self._turn.notify_all()
 
     def close(self) -> None:
-        """Let the file go, and remove it where it holds nothing against anybody."""
+        """An orderly end is no death: what is worked on now is not held against anybody."""
         if self._file is None:
             return
         with self._turn:
-            if self._path and not self._deaths and not self._running:
+            for place in range(WORKING):
+                self._put(place, 0, b"")
+            if self._path and not self._deaths:
                 with suppress(OSError):
                     self._path.unlink()
             held, self._map = self._map, bytearray(_SIZE)

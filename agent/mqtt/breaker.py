@@ -40,13 +40,19 @@ class Breaker:
         self._blocked.pop(topic, None)
         return None
 
-    def may_go(self, message: Outgoing) -> bool:
-        """Whether this message may be sent now: a suspect only by itself, and nothing beside a suspect."""
-        if not self._under_way:
-            return True
-        return not self._suspects or (
-            _mark(message) not in self._suspects and self._under_way.keys().isdisjoint(self._suspects)
-        )
+    @property
+    def on_trial(self) -> bool:
+        """Whether a suspect is under way: nothing else may be then."""
+        return not self._under_way.keys().isdisjoint(self._suspects)
+
+    def may_go(self, message: Outgoing, *, others: bool = False) -> bool:
+        """Whether this message may be sent now: a suspect only by itself, and nothing beside a suspect.
+
+        `others`: something else than messages of ours is under way.
+        """
+        if _mark(message) in self._suspects:
+            return not (self._under_way or others)
+        return not self.on_trial
 
     def sent(self, message: Outgoing) -> None:
         self._under_way.setdefault(_mark(message), []).append(message)

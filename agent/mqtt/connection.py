@@ -10,9 +10,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ REFUSED_S: Final = 60.0
 """Between attempts at a subscription that the broker refuses."""
 RATE_SHARE: Final = 0.9
 """Of the messages a second that the service allows: it counts by a clock of its own."""
+OTHERS_POLL_S: Final = 0.05
 ECHO: Final = b"arxplorer-echo:"
 """How the correlation data of our own probes begins."""
 ECHO_EXPIRY_S: Final = 30
@@ -152,16 +153,23 @@ class Connection(Link):
             self._release()
         return publishing
 
-    @contextmanager
-    def others(self) -> Iterator[None]:
-        """While a request of the library's own clients is under way: the broker may end the link over that, too."""
-        with self._sending:
-            self._others += 1
+    @asynccontextmanager
+    async def others(self) -> AsyncIterator[None]:
+        """While something else than our messages is under way: never beside a suspect, as either may end the link."""
+        while not self._begin_other():  # noqa: ASYNC110  what it waits for happens on the library's thread
+            await asyncio.sleep(OTHERS_POLL_S)
         try:
             yield
         finally:
             with self._sending:
                 self._others -= 1
+            self._release()
+
+    def _begin_other(self) -> bool:
+        with self._sending:
+            free = not self._breaker.on_trial
+            self._others += free
+        return free
 
     def verdict(self, topic: str, publishing: Publishing) -> BrokerError | None:
         """What kept a message that was handed over from reaching the broker; None if it has it."""
@@ -172,8 +180,11 @@ class Connection(Link):
                 final=isinstance(failure, _UnpublishableError),
             )
         puback = publishing.result().puback  # none at QoS 0
-        if puback and puback.reason_code >= mqtt5.PubackReasonCode.UNSPECIFIED_ERROR:
-            code = puback.reason_code
+        code = puback.reason_code if puback else mqtt5.PubackReasonCode.SUCCESS
+        if code is None:
+            # One that MQTT does not have there, such as mosquitto's 0x95 for what is over its message_size_limit.
+            return BrokerError(f"the broker refused a message on {topic!r}, the library does not say why", final=True)
+        if code >= mqtt5.PubackReasonCode.UNSPECIFIED_ERROR:
             return BrokerError(f"the broker refused a message on {topic!r}: {code.name}", final=code in FINAL_REFUSALS)
         return None
 
@@ -193,7 +204,7 @@ class Connection(Link):
     def _release_one(self) -> bool:
         """Returns whether there may be more."""
         with self._sending:
-            if not self._held_back or not self._breaker.may_go(self._held_back[0][1]):
+            if not self._held_back or not self._breaker.may_go(self._held_back[0][1], others=self._others > 0):
                 return False  # what is under way releases more once it is settled
             if self._rate and not self._rate.take(time.monotonic()):
                 self._release_later(self._rate.wait(time.monotonic()))
@@ -228,6 +239,8 @@ class Connection(Link):
         failure = done.exception()
         with self._sending:
             self._breaker.settled(message, taken=failure is None)
+            if not failure:
+                self._in_vain = 0
             if failure and self._convicted and self._convicted[0] is message:
                 failure = _UnpublishableError(f"the broker ends the link over it (0x{self._convicted[1]:02X})")
                 self._convicted = None
@@ -319,8 +332,9 @@ class Connection(Link):
         for packet in packets:
             filters = [subscription.topic_filter for subscription in packet.subscriptions]
             try:
-                future: Future[Any] = self._client.subscribe(packet)
-                await _done(future)
+                async with self.others():
+                    future: Future[Any] = self._client.subscribe(packet)
+                    await _done(future)
                 codes = dict(zip(filters, future.result().reason_codes, strict=True))
             except Exception as error:
                 raise BrokerError(f"subscribing to {', '.join(filters)} failed: {error}") from error

@@ -6,6 +6,7 @@ Live messages come before these: few are under way at a time, and on a link with
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -24,6 +25,8 @@ WINDOW: Final = 8
 """Messages under way."""
 RATE_SHARE: Final = 0.4
 """Of the messages a second that the service allows, both ways: the rest is for requests and their answers."""
+DOUBTFUL_FAILURES: Final = 3
+"""After so many, what follows a message is not made to wait for it any more."""
 PROBLEM_S: Final = 60.0
 """How long a failure to keep something is named, if there is no other."""
 RETRY_S: Final = 5.0
@@ -52,6 +55,8 @@ class Delivery:
         self._outbox: Final = outbox
         self._pool: Final = pool
         self._on_refused: list[Refused] = []
+        self._on_problem: list[Callable[[], None]] = []
+        self._failures: Counter[int] = Counter()  # of each message, with the link
         limits = connection.broker.limits
         self._rate: Final = Rate(limits.publishes_per_s * RATE_SHARE, WINDOW) if limits else None
         self._to_store: list[tuple[Kept, Stored]] = []
@@ -71,6 +76,10 @@ class Delivery:
         """Call back on the loop when an answer was set aside."""
         self._on_refused.append(callback)
 
+    def on_problem(self, callback: Callable[[], None]) -> None:
+        """Call back on the loop when something could not be kept for the first time, or for another reason."""
+        self._on_problem.append(callback)
+
     def holds(self, key: bytes) -> bool:
         """Whether the answer to this request is on disk, and will be delivered from there. From any thread."""
         return self._outbox.holds(self.link, key)
@@ -80,10 +89,6 @@ class Delivery:
         self._to_store.append((self._kept(message, kind, key), stored))
         if self._storing is None:
             self._storing = asyncio.ensure_future(self._store())
-
-    async def set_aside(self, message: Outgoing, kind: Kind, reason: str) -> None:
-        """Keep a message that the broker refuses, to be looked at. Never raises."""
-        await self._refuse(self._kept(message, kind, None), reason)
 
     def status_sent(self) -> None:
         """The newest status is at the broker, or cannot get there: older reports may follow."""
@@ -112,7 +117,7 @@ class Delivery:
     async def close(self) -> None:
         """Finish the writing under way."""
         if self._storing:
-            await self._storing
+            await asyncio.shield(self._storing)
 
     # -- inside -------------------------------------------------------------------------------------------------------
 
@@ -152,28 +157,48 @@ class Delivery:
             words = error.message if isinstance(error, StateError) else f"{type(error).__name__}: {error}"
             if words != self._problem:
                 log.error("what a link cannot take is not kept: %s", words)
+        new = words != self._problem
         self._problem, self._problem_until = words, time.monotonic() + PROBLEM_S
+        for callback in self._on_problem if new else ():
+            callback()
 
     async def _drain(self, kind: Kind) -> None:
         """Raises BrokerError when the broker does not take them now, and StateError."""
-        last = 0
+        last, doubtful = 0, []
+        refused: BrokerError | None = None
         while messages := await self._in_pool(partial(self._outbox.next, self.link, kind, WINDOW, after=last)):
             last = messages[-1].seq
-            verdicts = await asyncio.gather(*(self._deliver(one) for one in messages))
-            done = [one.seq for one, error in zip(messages, verdicts, strict=True) if error is None]
-            if done:
-                crash_point("delivery.drain:before-remove")
-                await self._in_pool(self._outbox.remove, done)
-            await self._refuse_all(messages, verdicts)
-            passing = next((error for error in verdicts if error and not error.final), None)
-            if passing:
-                raise passing
+            doubtful += [one for one in messages if self._failures[one.seq] >= DOUBTFUL_FAILURES]
+            refused = await self._hand_over([one for one in messages if one not in doubtful]) or refused
+        # With what the link was lost again and again comes last, by itself: it may be the reason.
+        for one in sorted(doubtful, key=lambda one: self._failures[one.seq]):
+            refused = await self._hand_over([one]) or refused
+        if refused:
+            raise refused
+        self._failures.clear()
+
+    async def _hand_over(self, messages: Sequence[Kept]) -> BrokerError | None:
+        """Returns what is against one of them now. Raises BrokerError where the link is lost."""
+        verdicts = await asyncio.gather(*(self._deliver(one) for one in messages))
+        done = [one.seq for one, error in zip(messages, verdicts, strict=True) if error is None]
+        if done:
+            crash_point("delivery.drain:before-remove")
+            await self._in_pool(self._outbox.remove, done)
+        await self._refuse_all(messages, verdicts)
+        passing = [(one, error) for one, error in zip(messages, verdicts, strict=True) if error and not error.final]
+        for one, _ in passing:
+            self._failures[one.seq] += 1
+        for number in done:
+            self._failures.pop(number, None)
+        if passing and not self._connection.connected.is_set():
+            raise passing[0][1]
+        return passing[0][1] if passing else None
 
     async def _deliver(self, message: Kept) -> BrokerError | None:
         if self._rate:
             await asyncio.sleep(self._rate.reserve(asyncio.get_running_loop().time()))
         try:
-            await self._connection.send(_outgoing(message))
+            await self._connection.send(outgoing(message))
         except BrokerError as error:
             return error
         return None
@@ -203,7 +228,8 @@ class Delivery:
         return Kept(self.link, kind, message.topic, message.payload, rest, key, message.expiry_s)
 
 
-def _outgoing(kept: Kept) -> Outgoing:
+def outgoing(kept: Kept) -> Outgoing:
+    """A message from the outbox, as it is sent."""
     rest = kept.rest
     properties = tuple((name, value) for name, value in rest["user_properties"])
     if kept.kind == "report":

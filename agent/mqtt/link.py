@@ -48,6 +48,7 @@ class Link(ABC):
         self._pausing = False
         self._pause_s = 0.0
         self._going_on: asyncio.TimerHandle | None = None  # after a pause
+        self._in_vain = 0  # links lost while publishing, since a publish was last acknowledged
         self._session = 0  # counts lost links: an acknowledgement of an earlier link has no meaning on this one
         self._largest_packet = MAX_PACKET_BYTES  # that the broker takes
         self._last_failure: str | None = None
@@ -223,7 +224,7 @@ class Link(ABC):
 
         def acknowledge() -> None:
             # Once stop() was called, an acknowledgement would keep the link from closing.
-            if control is not None and not lost() and not self._stopping:
+            if control is not None and not lost() and not (self._stopping or self._pausing):
                 try:
                     self._client.invoke_publish_acknowledgement(control)
                 except Exception as error:  # noqa: BLE001  a link that just died; the broker delivers again
@@ -283,8 +284,11 @@ class Link(ABC):
             self._pause(min(BUSY_PAUSE_S, self.broker.reconnect_ms[1] / 1e3))
         log.warning("link to %s lost: %s", self.address, self._heeded(packet.reason_code) if packet else exception)
         if publishing:
-            # Stopped, the library gives up what it has under way: whose message it is decides what becomes of it.
-            self._pause(self.broker.reconnect_ms[0] / 1e3 / 2)
+            # Stopped, the library gives up what it has under way: whose message it is decides what becomes of it. It
+            # forgets its back-off, too, so where publishing ends the link again and again, that is ours to do.
+            least, most = (limit / 1e3 for limit in self.broker.reconnect_ms)
+            self._pause(min(least / 2 * 2 ** min(self._in_vain, 32), most * LONG_WAIT))
+            self._in_vain += 1
         self.tell_change()
 
     def _heeded(self, code: int) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from agent.errors import SettingsError, StateError
-from agent.store.agent_db import AgentDatabase
+from agent.store.agent_db import AgentDatabase, DamageFoundError
 
 
 class Accepted(NamedTuple):
@@ -53,7 +53,7 @@ def _load(db: sqlite3.Connection) -> Accepted | None:
         return None
     version, text, crc = row
     if crc != _crc(version, text):
-        raise ValueError("the accepted settings do not match their checksum")
+        raise DamageFoundError("the accepted settings do not match their checksum")
     return Accepted(json.loads(text), version)
 
 

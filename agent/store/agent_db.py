@@ -31,6 +31,10 @@ Result = TypeVar("Result")
 Action = Callable[[sqlite3.Connection], Result]
 
 
+class DamageFoundError(Exception):
+    """What was read is not what was written."""
+
+
 class AgentDatabase:
     """Usable from any thread. The file is made, and opened, when something has to be written for the first time."""
 
@@ -40,30 +44,34 @@ class AgentDatabase:
         self._opened: ThreadConnections | None = None  # of one connection, which threads use in turn
         self._connection: sqlite3.Connection
         self._inode = 0
+        self._on_open: list[Action[None]] = []
+
+    def on_open(self, action: "Action[None]") -> None:
+        """Do this whenever the file is opened: it may be another one than before."""
+        self._on_open.append(action)
 
     def write(self, action: "Action[Result]") -> Result:
         """Do it in one transaction; if the file turns out to be damaged, with a new one.
 
-        What `action` raises as ValueError is said of the content of the file. Raises StateError where nothing can be
-        written.
+        `action` may raise DamageFoundError. Raises StateError where nothing can be written.
         """
         with self._guard:
             try:
                 return self._once(action)
-            except (sqlite3.Error, ValueError, OSError) as error:
+            except (sqlite3.Error, DamageFoundError, OSError) as error:
                 self._close()
                 if not self._is_damaged(error):
                     raise self._refused(error) from error
                 self._put_aside(str(error))
             try:
                 return self._once(action)
-            except (sqlite3.Error, ValueError, OSError) as error:
+            except (sqlite3.Error, DamageFoundError, OSError) as error:
                 self._close()
                 raise self._refused(error) from error
 
     def read(self, action: "Action[Result]") -> Result | None:
         """The same, where nothing needs to be written; None where there is no file, or nothing that can be read."""
-        if not self.path.exists():
+        if self._opened is None and not self.path.exists():
             return None
         try:
             return self.write(action)
@@ -71,7 +79,7 @@ class AgentDatabase:
             log.warning("%s", error.message)
         # A full disk has no room for what reading beside a writer needs; the file alone will do.
         alone = f"{self.path.absolute().as_uri()}?mode=ro&immutable=1"
-        with suppress(sqlite3.Error, ValueError), closing(sqlite3.connect(alone, uri=True)) as db:
+        with suppress(sqlite3.Error, DamageFoundError), closing(sqlite3.connect(alone, uri=True)) as db:
             return action(db)
         return None
 
@@ -119,6 +127,8 @@ class AgentDatabase:
         db.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1e3:.0f}")
         db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
         ensure_agent_schema(db)
+        for action in self._on_open:
+            action(db)
         self._inode = self.path.stat().st_ino
         return db
 
@@ -131,7 +141,7 @@ class AgentDatabase:
     def _is_damaged(self, error: Exception) -> bool:
         if isinstance(error, sqlite3.Error):
             return is_damage(error) or self.path.is_dir()
-        return isinstance(error, ValueError)
+        return isinstance(error, DamageFoundError)
 
     def _put_aside(self, reason: str) -> None:
         names = [self.path.with_name(f"{self.path.name}.damaged-{number + 1}") for number in range(MAX_PUT_ASIDE)]
@@ -140,7 +150,9 @@ class AgentDatabase:
             self.path.rename(target)
             crash_point("agent_db.put_aside:renamed")
             for ending in ("-wal", "-shm"):  # they belong to it, and would spoil a new file
-                self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
+                beside = self.path.with_name(self.path.name + ending)
+                if beside.exists():
+                    beside.rename(target.with_name(target.name + ending))
         except OSError as error:
             raise StateError(f"{self.path} is damaged and cannot be put aside: {error}") from error
         log.error("%s is damaged (%s): put aside as %s, begun anew", self.path, reason, target.name)

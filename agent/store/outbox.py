@@ -88,6 +88,7 @@ class Outbox:
         self._keys: set[tuple[str, bytes]] = set()
         self._held: dict[tuple[str, Kind], Held] = {}
         self._removed_bytes = 0
+        database.on_open(lambda db: self._take(_learned(db)))
 
     def configure(self, config: OutboxConfig) -> None:
         """Keep to these bounds from the next message on."""
@@ -95,9 +96,7 @@ class Outbox:
 
     def load(self) -> None:
         """Learn what an earlier run left. Never raises."""
-        learned = self._database.read(_learned)
-        if learned:
-            self._take(learned)
+        self._database.read(lambda db: self._take(_learned(db)))
 
     # -- what there is ------------------------------------------------------------------------------------------------
 
@@ -137,9 +136,14 @@ class Outbox:
                     else:
                         drops[row[0]] = kept
                 _drop(db, kind, drops)
+                gone.extend(drops)
             return found
 
-        return self._write(action)
+        gone: list[int] = []
+        found = self._database.write(action)
+        if gone:
+            self.load()
+        return found
 
     # -- what changes it ----------------------------------------------------------------------------------------------
 
@@ -162,13 +166,20 @@ class Outbox:
         """The broker has them."""
         given = list(numbers)
 
-        def action(db: sqlite3.Connection) -> None:
-            for number in given:
-                removed = db.execute("DELETE FROM outbox WHERE seq = ? RETURNING bytes", [number]).fetchone()
-                self._removed_bytes += removed[0] if removed else 0
+        def action(db: sqlite3.Connection) -> list[tuple[str, Kind, bytes | None, int]]:
+            query = "DELETE FROM outbox WHERE seq = ? RETURNING link, kind, key, bytes"
+            return [row for number in given for row in db.execute(query, [number]).fetchall()]
 
-        self._write(action)
-        if not self._held or self._removed_bytes > COMPACT_BYTES:
+        removed = self._database.write(action)
+        with self._guard:  # without a look at all that is left
+            for link, kind, key, size in removed:
+                held = self._held.get((link, kind), Held())
+                self._held[link, kind] = Held(held.messages - 1, held.bytes - size)
+                if key is not None:
+                    self._keys.discard((link, key))
+        self._removed_bytes += sum(size for *_, size in removed)
+        nothing = not any(held.messages for held in self._held.values())
+        if nothing or self._removed_bytes > COMPACT_BYTES:
             self._database.compact()
             self._removed_bytes = 0
 
@@ -211,6 +222,9 @@ class Outbox:
                 [kind],
             )
             for number, length, *stored in oldest:
+                if [type(one) for one in (length, *stored)] != [int, str, float, float]:
+                    drops[number] = "damaged"
+                    continue
                 if now.since(Moment(*stored)) > self._config.max_age_s:
                     drops[number] = "too_old"
                 elif messages > self._max_messages:
@@ -226,7 +240,7 @@ class Outbox:
     def _current(self, row: Sequence[Any], now: Moment) -> Kept | Reason:
         """A row as it is now, or why it is worth nothing any more."""
         number, link, kind, key, topic, payload, rest, boot, uptime_s, wall_s, crc = row
-        if crc != _crc(row[1:-1]):
+        if not isinstance(payload, bytes) or crc != _crc(row[1:-1]):
             return "damaged"
         passed = now.since(Moment(boot, uptime_s, wall_s))
         document = json.loads(rest)

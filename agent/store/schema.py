@@ -114,6 +114,10 @@ def _agent_migrations() -> "Migrations":
         crash_point("schema.agent:between-tables")
         # What there is of a kind is told without paging through payloads.
         db.table("outbox").create_index(["set_aside", "kind", "link", "bytes", "key"], if_not_exists=True)
+        # In the order of arrival, and by key, without sorting or paging through what else waits.
+        db.execute("CREATE INDEX IF NOT EXISTS outbox_order ON outbox (kind, link) WHERE set_aside IS NULL")
+        db.execute("CREATE INDEX IF NOT EXISTS outbox_kind ON outbox (kind) WHERE set_aside IS NULL")
+        db.execute("CREATE INDEX IF NOT EXISTS outbox_key ON outbox (link, key) WHERE set_aside IS NULL")
         columns = {"kind": str, "reason": str, "count": int}
         pk = ("kind", "reason")
         db.table("outbox_drops").create(columns, pk=pk, not_null=set(columns), if_not_exists=True)
