@@ -82,6 +82,9 @@ class LocalCloud:
                     return reported
                 await asyncio.sleep(0.1)
 
+    def fault(self, name: str) -> None:
+        subprocess.run([COMMAND, "local-cloud", "fault", name, "--dir", str(self.folder)], check=True)
+
     def close(self) -> None:
         self._process.terminate()
         self._process.wait(10)
@@ -155,6 +158,18 @@ async def configure(cloud: LocalCloud, local: AWSIoTMQTTClient) -> None:
     console.print("[dim]the settings before it are still in effect[/dim]")
 
 
+async def go_offline(cloud: LocalCloud, local: AWSIoTMQTTClient) -> None:
+    step("Take the cloud away, and ask on the local broker")
+    cloud.fault("refuse")
+    answer = await local.ask("black holes", {"max_results": 2})
+    show_results(answer)
+    if not answer["results"]:
+        raise DemoError("no answer without the cloud")
+    step("Bring it back: the agent connects by itself")
+    cloud.fault("clear")
+    await ask_over_the_cloud(cloud)
+
+
 async def ask_over_the_cloud(cloud: LocalCloud) -> None:
     step("Ask over the cloud: mutual TLS, a certificate and a policy of the application's own")
     app = AWSIoTMQTTClient(load_config(cloud.config(cloud.APP), environment={}), link="cloud")
@@ -193,6 +208,7 @@ async def demo(folder: Path, *, keep: bool) -> None:
             )  # type: ignore[index]
             await ask_all(client)
             await ask_over_the_cloud(cloud)
+            await go_offline(cloud, client)
             await configure(cloud, client)
             if keep:
                 leave_running(broker, cloud, folder)
