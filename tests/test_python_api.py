@@ -107,7 +107,7 @@ async def test_the_service_stops_in_time_while_an_index_is_being_built(config: C
         release.wait(60)
 
     service = MQTTSearchService(config)
-    monkeypatch.setattr(service, "_upkeep_once", build)
+    monkeypatch.setattr(service._keeper, "turn", build)  # noqa: SLF001  where an index would be built
     running = asyncio.ensure_future(service.run_forever())
     await asyncio.to_thread(building.wait, 20)
     service.stop()
@@ -115,7 +115,6 @@ async def test_the_service_stops_in_time_while_an_index_is_being_built(config: C
         await running
     release.set()
     service._upkeep.shutdown(wait=True)  # noqa: SLF001  what the process's end does otherwise
-    service.api.close()
 
 
 async def test_search_api_needs_to_be_initialized(config: Config) -> None:

@@ -76,6 +76,7 @@ class Relay:
         self._faults: Final = faults
         self._taken_over: Final = asyncio.Event()
         self._aside: Final[asyncio.Queue[tuple[float, Step]]] = asyncio.Queue()  # and when each is due
+        self._waiting = 0  # of these, the one included that is carried out now
 
     async def run(self, arrived: list[Received]) -> None:
         """Until either end is through with it. `arrived` are packets of the client's that were read already."""
@@ -106,7 +107,8 @@ class Relay:
             for received in packets:
                 now = time.monotonic()
                 step = decide(received, now)
-                if step.aside:
+                if step.aside and (step.wait_s or self._waiting):
+                    self._waiting += 1
                     self._aside.put_nowait((now + step.wait_s, step))
                 elif await self._carry_out(step):
                     return
@@ -130,6 +132,7 @@ class Relay:
         while True:
             due, step = await self._aside.get()
             await self._carry_out(step._replace(wait_s=max(0.0, due - time.monotonic())))
+            self._waiting -= 1
 
     def _listen(self, source: Link, packets: list[Received]) -> None:
         """Let the audit know what the client has said, when it was said: what it is told later is no excuse."""
