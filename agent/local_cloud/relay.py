@@ -33,6 +33,8 @@ class Rules(Protocol):
 
     def from_broker(self, received: Received, now: float, /) -> Step: ...
 
+    def delivered(self, now: float, /) -> None: ...
+
 
 class Link(asyncio.StreamReaderProtocol):
     """One end: packets to read and a writer for bytes."""
@@ -146,6 +148,8 @@ class Relay:
             log.info("%s: %s", self._name, step.note)
         if step.wait_s:
             await asyncio.sleep(step.wait_s)
+        if step.aside:
+            self._rules.delivered(time.monotonic())
         if self._audit:
             for packet in packets_in(step.to_client):
                 self._audit.to_agent(packet)

@@ -307,7 +307,11 @@ class Session:
         sent = self._distortion.to_client(packet, plain)
         if not at_least_once:
             return Step(to_client=sent)
-        return Step(to_client=sent, wait_s=max(self._rate.reserve(now), self._deliveries.reserve(now)), aside=True)
+        return Step(to_client=sent, wait_s=self._deliveries.reserve(now), aside=True)
+
+    def delivered(self, now: float) -> None:
+        """What waited aside was sent: from now on it counts into the rate of both directions."""
+        self._rate.reserve(now)
 
 
 def _puback(packet: mqtt5.PublishPacket, code: PubAckReasonCode = PubAckReasonCode.SUCCESS) -> bytes:

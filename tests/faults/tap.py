@@ -44,6 +44,9 @@ class Rules:
             return Step()
         return Step(to_client=self._distortion.to_client(packet, raw))
 
+    def delivered(self, _: float) -> None:
+        """A plain broker counts no rate."""
+
 
 class TapDoor(Door):
     def __init__(self, port: int, broker_port: int, thing: str, is_stored: IsStored, limits: Limits = LOCAL) -> None:
