@@ -95,8 +95,11 @@ class Channel:
                 async with asyncio.timeout(self._heartbeat_s):
                     await self._report_now.wait()
             self._report_now.clear()
+            stood = self.connection.connected.is_set()
             try:
                 current = await details()
+                if self.connection.connected.is_set() and not stood:
+                    continue  # it came up meanwhile, and a report that knows of it is due
                 await self._tell("degraded" if current["problems"] else "online", current)
             except Exception:
                 log.exception("the status could not be read; search goes on")
