@@ -28,7 +28,7 @@ from benchmarks.peers.registry import ENGINES
 
 PARTS = ("vectors", "path", "idle", "import", "import-vectors", "relevance")
 OTHER_PARTS = (
-    *("throughput", "memory", "filters", "keywords", "kills", "cloud", "arrival", "board", "start"),
+    *("throughput", "memory", "filters", "keywords", "kills", "cloud", "offline", "arrival", "board", "start"),
     *("peers", "glue", "picture"),
 )
 
@@ -81,6 +81,7 @@ def bench(
         "keywords": lambda: keywords.measure(size, questions),
         "kills": lambda: kills.measure(papers, 50),
         "cloud": lambda: cloud.measure(size, blocks, block),
+        "offline": lambda: cloud.measure_offline(size, blocks, block),
         "arrival": lambda: cloud.measure_arrival(size),
         "board": lambda: board.measure(size, limit, blocks, block),
         "start": lambda: start.measure(size, starts),

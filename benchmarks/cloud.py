@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -125,6 +125,29 @@ def measure_arrival(size: str, times: int = 8) -> None:
     publish(f"arrival-{size}", {"local broker": row}, arrivals=times)
 
 
+def measure_offline(size: str, blocks: int, block: int) -> None:
+    """Local questions in blocks, in turn with the cloud there and with nobody at its address."""
+    with _setting(corpus(size).data_dir) as setting:
+        found = asyncio.run(_offline(setting, queries(blocks * block), block))
+    healthy, failing, unanswered = found
+    publish(
+        f"offline-{size}",
+        {"cloud there": percentiles(healthy), "cloud gone": percentiles(failing["refuse"])},
+        ratio_of_medians=round(statistics.median(failing["refuse"]) / statistics.median(healthy), 3),
+        local_requests=len(healthy) + len(failing["refuse"]),
+        local_requests_unanswered=unanswered,
+    )
+
+
+async def _offline(setting: Setting, texts: list[str], block: int) -> tuple[list[float], dict[str, list[float]], int]:
+    await _until(setting.connected)
+    local = setting.client(setting.broker.port)
+    await local.connect()
+    found = await _local(setting, local, texts, block, ("refuse",))
+    await local.disconnect()
+    return found
+
+
 async def _arrivals(setting: Setting, times: int) -> list[float]:
     here = f"connected to 127.0.0.1:{setting.broker.port}"
     await _until(lambda: setting.said(here))
@@ -168,15 +191,15 @@ async def _measure(setting: Setting, size: str, blocks: int, block: int) -> None
 
 
 async def _local(
-    setting: Setting, client: AWSIoTMQTTClient, texts: list[str], block: int
+    setting: Setting, client: AWSIoTMQTTClient, texts: list[str], block: int, faults: Sequence[str] = FAULTS
 ) -> tuple[list[float], dict[str, list[float]], int]:
     """Blocks of local questions, in turn with the cloud healthy and with one of the faults."""
     healthy: list[float] = []
-    failing: dict[str, list[float]] = {name: [] for name in FAULTS}
+    failing: dict[str, list[float]] = {name: [] for name in faults}
     unanswered = 0
     parts = [texts[start : start + block] for start in range(0, len(texts), block)]
     for number, part in enumerate([parts[0], *parts]):  # the first one twice: it warms up
-        fault = FAULTS[number // 2 % len(FAULTS)] if number % 2 else None
+        fault = faults[number // 2 % len(faults)] if number % 2 else None
         if fault:
             since = setting.size()
             setting.fault(fault)
