@@ -147,7 +147,7 @@ class MQTTSearchBridge:
             error = RequestError("expired", "the message waited longer than its expiry interval allows")
             self._send(message, self._handlers.refusal(message, error))
             return
-        if self._delivery and self._delivery.holds(message.key):
+        if self._delivery and self._delivery.holds(message):
             self._done(message, Answer(None, "repeats"))
             return
         content = message.content

@@ -246,10 +246,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own that can be filled, where root may mount one."""
     mount = tmp_path / "small"
     mount.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", mount], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", mount], capture_output=True).returncode:
         pytest.skip("needs the right to mount a tmpfs")
-    yield mount
-    subprocess.run(["umount", "-l", mount], check=True)
+    try:
+        yield mount
+    finally:
+        subprocess.run(["umount", "-l", mount], check=True)
 
 
 @pytest.fixture

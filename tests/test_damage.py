@@ -288,16 +288,14 @@ def flip(path: Path) -> None:
     overwrite(path, size // 3, bytes(byte ^ 0xFF for byte in path.read_bytes()[size // 3 : size // 3 + 64]))
 
 
-INDEX_FILES = ["keywords/*.idx", "keywords/*.term", "keywords/*.fast", "keywords/meta.json", "vectors/segments.json"]
+# Segments of vectors, which so few papers make none of, are damaged in test_wholeness.py.
+INDEX_FILES = ["keywords/*.idx", "keywords/*.term", "keywords/*.fast", "keywords/meta.json"]
 
 
 @pytest.mark.parametrize("damage", [flip, half, gone], ids=lambda damage: damage.__name__)
 @pytest.mark.parametrize("pattern", INDEX_FILES)
 def test_an_index_damaged_before_the_start_is_made_again(watch, sample_data_dir, pattern: str, damage: Damage) -> None:
-    found = next(iter((sample_data_dir / "current").glob(pattern)), None)
-    if found is None:
-        pytest.skip("so few vectors make no segment")
-    damage(found)
+    damage(next((sample_data_dir / "current").glob(pattern)))
     (sample_data_dir / "current" / IN_USE).touch()
     watched = watch(sample_data_dir)
     wait_until(lambda: watched.first({**QUESTION, "filters": {"mode": "keyword"}}) == ANSWER)

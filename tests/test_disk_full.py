@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from conftest import AgentProcess, run_command, wait_until
 from test_damage import ANSWER, PAPERS, QUESTION, Watched, generations, head, is_whole, row, watch  # noqa: F401
 
 UPDATES = "arxplorer/corpus/updates"
-SMALL = "24m"
 
 
 class Disk:
@@ -46,14 +44,8 @@ def mounted(mount: Path, *arguments: str) -> bool:
 
 
 @pytest.fixture
-def disk(tmp_path: Path, sample_data_dir: Path) -> Iterator[Disk]:
-    mount = tmp_path / "disk"
-    if not mounted(mount, "-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs"):
-        pytest.skip("needs the right to mount a tmpfs")
-    try:
-        yield Disk(mount, sample_data_dir)
-    finally:
-        subprocess.run(["umount", "-l", mount], check=True)
+def disk(small_disk: Path, sample_data_dir: Path) -> Disk:
+    return Disk(small_disk, sample_data_dir)
 
 
 def update(number: int) -> dict[str, Any]:

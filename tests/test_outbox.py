@@ -196,6 +196,13 @@ def test_a_damaged_row_is_dropped_and_the_rest_is_delivered(device: Device, dama
     assert device.outbox.counts()["dropped"] == {"answers_damaged": 1}
 
 
+def test_the_file_shrinks_too_when_all_that_waited_has_grown_too_old(device: Device) -> None:
+    device.outbox.put([answer(random.randbytes(100_000)) for _ in range(30)])
+    device.later(device.config.max_age_s + 1)
+    assert device.waiting() == []
+    assert sum(file.stat().st_size for file in device.path.parent.iterdir()) < 150_000
+
+
 def test_a_damaged_file_is_put_aside_and_the_outbox_begins_anew(device: Device, caplog) -> None:
     device.outbox.put([answer(b"lost", key=b"k" * 32)])
     device.close()

@@ -49,6 +49,15 @@ def test_what_was_worked_on_at_two_deaths_is_fatal_and_at_one_it_is_not(path: Pa
     assert RequestMarks(path).fatal(KEY), "for as long as the machine is up"
 
 
+def test_copies_of_a_request_that_were_worked_on_together_died_one_death(path: Path) -> None:
+    die(path, "k", "k")
+    marks = RequestMarks(path)
+    assert not marks.fatal(KEY)
+    marks.close()
+    die(path, "k")
+    assert RequestMarks(path).fatal(KEY)
+
+
 def test_what_ends_well_is_forgotten(path: Path) -> None:
     die(path, "k")
     marks = RequestMarks(path)

@@ -70,7 +70,7 @@ class RequestMarks:
         self._file = file  # open for as long as the lock is to be held
         for count, key in self._entries(WORKING, REMEMBERED):
             self._deaths[key] = count
-        found = [key for _, key in self._entries(0, WORKING)]
+        found = {key for _, key in self._entries(0, WORKING)}  # copies of one request died one death
         for key in found:
             self._deaths[key] = min(255, self._deaths.pop(key, 0) + 1)
         if found:

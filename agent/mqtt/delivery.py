@@ -15,7 +15,7 @@ from typing import Any, Final
 from agent.crash_points import crash_point
 from agent.errors import BrokerError, StateError
 from agent.mqtt.connection import Connection
-from agent.mqtt.packets import Outgoing
+from agent.mqtt.packets import Message, Outgoing
 from agent.mqtt.rate import Rate
 from agent.store.outbox import Kept, Kind, Outbox
 
@@ -26,7 +26,7 @@ WINDOW: Final = 8
 RATE_SHARE: Final = 0.4
 """Of the messages a second that the service allows, both ways: the rest is for requests and their answers."""
 DOUBTFUL_FAILURES: Final = 3
-"""After so many, what follows a message is not made to wait for it any more."""
+"""After so many in a row, what follows a message is not made to wait for it any more."""
 PROBLEM_S: Final = 60.0
 """How long a failure to keep something is named, if there is no other."""
 RETRY_S: Final = 5.0
@@ -56,7 +56,7 @@ class Delivery:
         self._pool: Final = pool
         self._on_refused: list[Refused] = []
         self._on_problem: list[Callable[[], None]] = []
-        self._failures: Counter[int] = Counter()  # of each message, with the link
+        self._failures: Counter[int] = Counter()  # of each message that was not taken, by its number
         limits = connection.broker.limits
         self._rate: Final = Rate(limits.publishes_per_s * RATE_SHARE, WINDOW) if limits else None
         self._to_store: list[tuple[Kept, Stored]] = []
@@ -80,9 +80,9 @@ class Delivery:
         """Call back on the loop when something could not be kept for the first time, or for another reason."""
         self._on_problem.append(callback)
 
-    def holds(self, key: bytes) -> bool:
+    def holds(self, request: Message) -> bool:
         """Whether the answer to this request is on disk, and will be delivered from there. From any thread."""
-        return self._outbox.holds(self.link, key)
+        return self._outbox.waiting(self.link, "answer") > 0 and self._outbox.holds(self.link, request.key)
 
     def keep(self, message: Outgoing, kind: Kind, stored: Stored, *, key: bytes | None = None) -> None:
         """Write a message to disk, to be delivered later; those that come together share one write."""
@@ -163,36 +163,36 @@ class Delivery:
             callback()
 
     async def _drain(self, kind: Kind) -> None:
-        """Raises BrokerError when the broker does not take them now, and StateError."""
+        """Raises BrokerError when the broker does not take one of them now, and StateError."""
         last, doubtful = 0, []
-        refused: BrokerError | None = None
-        while messages := await self._in_pool(partial(self._outbox.next, self.link, kind, WINDOW, after=last)):
+        while messages := await self._next(kind, WINDOW, last):
             last = messages[-1].seq
-            doubtful += [one for one in messages if self._failures[one.seq] >= DOUBTFUL_FAILURES]
-            refused = await self._hand_over([one for one in messages if one not in doubtful]) or refused
-        # With what the link was lost again and again comes last, by itself: it may be the reason.
-        for one in sorted(doubtful, key=lambda one: self._failures[one.seq]):
-            refused = await self._hand_over([one]) or refused
-        if refused:
-            raise refused
+            doubtful += [one.seq for one in messages if self._failures[one.seq] >= DOUBTFUL_FAILURES]
+            await self._hand_over([one for one in messages if self._failures[one.seq] < DOUBTFUL_FAILURES])
+        # By itself: it may be the reason for which the link is lost. The one that failed least comes first.
+        for number in sorted(doubtful, key=self._failures.__getitem__):
+            await self._hand_over(await self._next(kind, 1, number - 1))
         self._failures.clear()
 
-    async def _hand_over(self, messages: Sequence[Kept]) -> BrokerError | None:
-        """Returns what is against one of them now. Raises BrokerError where the link is lost."""
+    async def _next(self, kind: Kind, limit: int, after: int) -> list[Kept]:
+        found: list[Kept] = await self._in_pool(partial(self._outbox.next, self.link, kind, limit, after=after))
+        return found
+
+    async def _hand_over(self, messages: Sequence[Kept]) -> None:
+        """Raises BrokerError when the broker does not take one of them now."""
         verdicts = await asyncio.gather(*(self._deliver(one) for one in messages))
-        done = [one.seq for one, error in zip(messages, verdicts, strict=True) if error is None]
+        judged = list(zip(messages, verdicts, strict=True))
+        done = [one.seq for one, error in judged if error is None]
         if done:
             crash_point("delivery.drain:before-remove")
             await self._in_pool(self._outbox.remove, done)
-        await self._refuse_all(messages, verdicts)
-        passing = [(one, error) for one, error in zip(messages, verdicts, strict=True) if error and not error.final]
-        for one, _ in passing:
-            self._failures[one.seq] += 1
-        for number in done:
-            self._failures.pop(number, None)
-        if passing and not self._connection.connected.is_set():
+        for message, error in judged:
+            if error and error.final:
+                await self._refuse(message, error.message)
+        passing = [(one, error) for one, error in judged if error and not error.final]
+        self._failures.update(one.seq for one, _ in passing)
+        if passing:
             raise passing[0][1]
-        return passing[0][1] if passing else None
 
     async def _deliver(self, message: Kept) -> BrokerError | None:
         if self._rate:
@@ -203,19 +203,15 @@ class Delivery:
             return error
         return None
 
-    async def _refuse_all(self, messages: Sequence[Kept], verdicts: Sequence[BrokerError | None]) -> None:
-        for message, error in zip(messages, verdicts, strict=True):
-            if error and error.final:
-                await self._refuse(message, error.message)
-                for callback in self._on_refused if message.kind == "answer" else ():
-                    callback(message)
-
     async def _refuse(self, message: Kept, reason: str) -> None:
+        """Set it aside, and let whoever waits for an answer know."""
         log.error("set aside: %s", reason)
         try:
             await self._in_pool(self._outbox.refuse, message, reason)
         except StateError as error:
             self._note(error)
+        for callback in self._on_refused if message.kind == "answer" else ():
+            callback(message)
 
     def _kept(self, message: Outgoing, kind: Kind, key: bytes | None) -> Kept:
         rest = {

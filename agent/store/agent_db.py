@@ -83,13 +83,19 @@ class AgentDatabase:
             return action(db)
         return None
 
-    def compact(self) -> None:
-        """Give back to the disk what is free in the file, and its log. Never raises: it can wait for the next time."""
+    def compact(self, beyond_bytes: int = 0) -> None:
+        """Give back to the disk what is free in the file, if it is more than so much, and its log.
+
+        Never raises: it can wait for the next time.
+        """
         with self._guard:
             if self._opened is None:
                 return
             try:
                 db = self._connection
+                pages, size = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("freelist_count", "page_size"))
+                if beyond_bytes and pages * size <= beyond_bytes:
+                    return
                 db.executescript("PRAGMA incremental_vacuum")  # `execute` would stop after the first page
                 crash_point("agent_db.compact:before-checkpoint")
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

@@ -31,12 +31,7 @@ MAX_MESSAGES: Final = 10_000
 """Of a kind."""
 MAX_SET_ASIDE: Final = 64
 COMPACT_BYTES: Final = 1024 * 1024
-"""So much that was removed is worth giving back to the disk before the outbox is empty."""
-
-NOTHING: Final[dict[str, Any]] = {f"{kind}s": {"messages": 0, "bytes": 0} for kind in KINDS} | {
-    "dropped": {},
-    "set_aside": 0,
-}
+"""So much free space is worth giving back to the disk before the outbox is empty."""
 
 _COLUMNS: Final = "seq, link, kind, key, topic, payload, rest, boot, uptime_s, wall_s, crc"
 
@@ -64,6 +59,8 @@ class Held(NamedTuple):
     bytes: int = 0
 
 
+NOTHING: Final[dict[str, Any]] = {f"{kind}s": Held()._asdict() for kind in KINDS} | {"dropped": {}, "set_aside": 0}
+
 Learned = tuple[dict[tuple[str, Kind], Held], set[tuple[str, bytes]]]
 """What there is, and which requests have their answer here."""
 
@@ -87,7 +84,6 @@ class Outbox:
         # As the file has it, so that nothing is read while there is nothing.
         self._keys: set[tuple[str, bytes]] = set()
         self._held: dict[tuple[str, Kind], Held] = {}
-        self._removed_bytes = 0
         database.on_open(lambda db: self._take(_learned(db)))
 
     def configure(self, config: OutboxConfig) -> None:
@@ -143,6 +139,7 @@ class Outbox:
         found = self._database.write(action)
         if gone:
             self.load()
+            self._shrink()
         return found
 
     # -- what changes it ----------------------------------------------------------------------------------------------
@@ -177,11 +174,7 @@ class Outbox:
                 self._held[link, kind] = Held(held.messages - 1, held.bytes - size)
                 if key is not None:
                     self._keys.discard((link, key))
-        self._removed_bytes += sum(size for *_, size in removed)
-        nothing = not any(held.messages for held in self._held.values())
-        if nothing or self._removed_bytes > COMPACT_BYTES:
-            self._database.compact()
-            self._removed_bytes = 0
+        self._shrink()
 
     def refuse(self, message: Kept, reason: str) -> None:
         """Set a message aside with the reason for which the broker does not take it."""
@@ -206,6 +199,10 @@ class Outbox:
         self._take(learned)
         return result
 
+    def _shrink(self) -> None:
+        empty = not any(held.messages for held in self._held.values())
+        self._database.compact(0 if empty else COMPACT_BYTES)
+
     def _take(self, learned: Learned) -> None:
         with self._guard:
             self._held, self._keys = learned
@@ -213,8 +210,7 @@ class Outbox:
     def _bound(self, db: sqlite3.Connection, now: Moment) -> None:
         """Drop what is over a bound, oldest first."""
         for kind in KINDS:
-            held = [one for (_, name), one in _held(db).items() if name == kind]
-            messages, size = sum(one.messages for one in held), sum(one.bytes for one in held)
+            messages, size = _total(_held(db), kind)
             drops: dict[int, Reason] = {}
             oldest = db.execute(
                 "SELECT seq, bytes, boot, uptime_s, wall_s FROM outbox"
@@ -264,6 +260,12 @@ def _held(db: sqlite3.Connection) -> dict[tuple[str, Kind], Held]:
     return {(link, kind): Held(messages, size) for link, kind, messages, size in rows}
 
 
+def _total(held: dict[tuple[str, Kind], Held], kind: Kind) -> Held:
+    """Of a kind, on all links."""
+    of_kind = [one for (_, name), one in held.items() if name == kind]
+    return Held(sum(one.messages for one in of_kind), sum(one.bytes for one in of_kind))
+
+
 def _insert(db: sqlite3.Connection, one: Kept, now: Moment, reason: str | None) -> None:
     rest = json.dumps(one.rest | ({} if one.expires_s is None else {"expires_s": one.expires_s}))
     values = [one.link, one.kind, one.key, one.topic, one.payload, rest, *now]
@@ -305,14 +307,8 @@ def look(path: Path) -> dict[str, Any]:
 
 
 def _counts(db: sqlite3.Connection) -> dict[str, Any]:
-    held = _held(db).items()
-    found: dict[str, Any] = {
-        f"{kind}s": {
-            "messages": sum(one.messages for (_, name), one in held if name == kind),
-            "bytes": sum(one.bytes for (_, name), one in held if name == kind),
-        }
-        for kind in KINDS
-    }
+    held = _held(db)
+    found: dict[str, Any] = {f"{kind}s": _total(held, kind)._asdict() for kind in KINDS}
     drops = db.execute("SELECT kind || 's_' || reason, count FROM outbox_drops ORDER BY 1").fetchall()
     aside = db.execute("SELECT count(*) FROM outbox WHERE set_aside IS NOT NULL").fetchone()[0]
     return found | {"dropped": dict(drops), "set_aside": aside}
