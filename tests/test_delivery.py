@@ -1,4 +1,4 @@
-"""From the outbox to a broker that gives trouble over one message: the others get there, and that one is not lost."""
+"""Messages to a broker that gives trouble: over one of them, the others get there; with a backlog, it is no deaf link."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mqtt5
 import pytest
+from conftest import WAIT_S
 from hostile import HostileBroker
 from local_cloud import until
 
@@ -39,6 +40,34 @@ class Troubled(HostileBroker):
             return mqtt5.PubAckPacket(packet.packet_id, mqtt5.PubAckReasonCode.IMPLEMENTATION_SPECIFIC_ERROR)
         self.end_all(None)
         return None
+
+
+class Busy(HostileBroker):
+    """Never lets a probe come back, but has other messages to deliver, or not."""
+
+    def __init__(self, *, backlog: bool) -> None:
+        super().__init__()
+        self.backlog = backlog
+
+    def _answer(self, packet: mqtt5.Packet) -> mqtt5.Packet | None:
+        if isinstance(packet, mqtt5.PublishPacket) and self.backlog:
+            for writer in self._writers:
+                writer.write(
+                    mqtt5.PublishPacket("asked", payload=b"x", qos=mqtt5.QoS.AT_LEAST_ONCE, packet_id=7).write()
+                )
+        return super()._answer(packet)
+
+
+@pytest.mark.parametrize("backlog", [True, False])
+async def test_a_probe_behind_a_backlog_is_no_sign_of_a_deaf_link(backlog: bool) -> None:
+    broker = Busy(backlog=backlog)
+    await broker.start()
+    connection = Connection(broker.as_broker())
+    connection.start()
+    await connection.wait_connected(WAIT_S)
+    assert await connection.echoes("asked", timeout_s=1.0) == backlog
+    await connection.stop()
+    await broker.stop()
 
 
 @pytest.fixture(params=[False, True], ids=["ends the link", "refuses it for now"])
