@@ -107,10 +107,50 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     )
 
 
-class CorpusConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class CorpusSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What of the corpus may change while the agent runs."""
+
+    sync_interval_s: Annotated[
+        int,
+        Meta(ge=0, le=31_536_000, description="Seconds between looks into the repository for a newer pack; 0: none."),
+    ] = 86_400
+
+
+class HarvestConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """New papers straight from arXiv, by its OAI-PMH interface."""
+
+    categories: Annotated[list[str], Meta(description="Categories whose new papers to take in; empty: none.")] = field(
+        default_factory=list
+    )
+    interval_s: Annotated[
+        int, Meta(ge=0, le=31_536_000, description="Seconds between harvests by the running agent; 0: by hand only.")
+    ] = 86_400
+    contact: Annotated[
+        str, Meta(description="Mail address or web page for the User-Agent, so that arXiv can reach you.")
+    ] = ""
+    url: Annotated[str, Meta(min_length=1, description="The OAI-PMH interface.")] = "https://oaipmh.arxiv.org/oai"
+
+
+class CorpusConfig(CorpusSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
     embed_in_background: Annotated[
         bool, Meta(description="The running agent embeds papers that have no vector yet.")
     ] = True
+    repository: Annotated[
+        str, Meta(description="Signed repository of packs: an https:// or file:// URL, or a folder; empty: none.")
+    ] = ""
+    channel: Annotated[
+        str,
+        Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Which of the repository's packs to follow."),
+    ] = "stable"
+    trust: Annotated[
+        str,
+        Meta(description="root.json, whose keys vouch for the repository; empty: the one given to corpus install."),
+    ] = ""
+    ca_cert: Annotated[str, Meta(description="CA certificate of the repository's server; empty: the system's.")] = ""
+    download_kib_s: Annotated[
+        int, Meta(ge=0, le=1_048_576, description="KiB a second that a download may take; 0: no limit.")
+    ] = 0
+    harvest: HarvestConfig = field(default_factory=HarvestConfig)
 
 
 class StoreConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -316,11 +356,13 @@ def _resolved(config: Config, folder: Path) -> Config:
     certificates = {
         name: absolute(value) for name, value in msgspec.structs.asdict(config.aws_iot.certificates).items()
     }
-    broker = config.local_broker
+    broker, corpus = config.local_broker, config.corpus
+    repository = corpus.repository if "://" in corpus.repository else absolute(corpus.repository)
     replace = msgspec.structs.replace
     return replace(
         config,
         aws_iot=replace(config.aws_iot, certificates=Certificates(**certificates)),
+        corpus=replace(corpus, repository=repository, trust=absolute(corpus.trust), ca_cert=absolute(corpus.ca_cert)),
         local_broker=replace(broker, password_file=absolute(broker.password_file), ca_cert=absolute(broker.ca_cert)),
         store=replace(config.store, data_dir=absolute(config.store.data_dir)),
     )

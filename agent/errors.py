@@ -6,6 +6,8 @@
     ├── CorpusError                 the corpus folder or an input file cannot be used
     │   ├── DamagedIndexError       a search index is damaged: `part` says which; it can be made again
     │   ├── DamagedPapersError      papers.db is damaged
+    │   ├── PackError               a pack is damaged, of another format, or does not fit this corpus
+    │   ├── RepositoryError         a repository of packs is refused: `attack` says by which rule
     │   └── ShortageError           the disk is full or read-only: nothing is wrong with the files, and it may pass
     ├── NotReadyError               asked before a corpus or a model is there
     ├── SettingsError               settings from the shadow cannot be put into effect, or not be kept
@@ -66,6 +68,21 @@ class DamagedIndexError(CorpusError):
 
 class DamagedPapersError(CorpusError):
     """papers.db is damaged; the running agent heals it from what is whole."""
+
+
+class PackError(CorpusError):
+    """A pack is damaged, of a format that this version does not know, or does not fit the corpus here."""
+
+
+class RepositoryError(CorpusError):
+    """A repository cannot be reached, or what it offers is refused: then `attack` names what it may be.
+
+    The names are those of The Update Framework's specification, section 1.5.2.
+    """
+
+    def __init__(self, message: str, *, attack: str | None = None, hint: str | None = None) -> None:
+        super().__init__(f"{attack}: {message}" if attack else message, hint=hint)
+        self.attack: Final = attack
 
 
 class ShortageError(CorpusError):

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct, field
 from msgspec.inspect import FloatType, IntType, Metadata, Type, type_info
 
-from agent.config import Config, HealthConfig, LimitSettings, LoggingConfig, OutboxConfig, SearchConfig
+from agent.config import Config, CorpusSettings, HealthConfig, LimitSettings, LoggingConfig, OutboxConfig, SearchConfig
 
 ROOT: Final = "settings"
 """Where the document stands in `desired`; every path begins with it."""
@@ -40,6 +40,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     limits: LimitSettings = field(default_factory=LimitSettings)
     health: HealthConfig = field(default_factory=HealthConfig)
     outbox: OutboxConfig = field(default_factory=OutboxConfig)
+    corpus: CorpusSettings = field(default_factory=CorpusSettings)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     @classmethod
@@ -52,6 +53,7 @@ class Settings(Struct, frozen=True, kw_only=True):
             limits=limits,
             health=config.health,
             outbox=config.outbox,
+            corpus=CorpusSettings(sync_interval_s=config.corpus.sync_interval_s),
             logging=config.logging,
         )
 

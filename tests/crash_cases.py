@@ -57,6 +57,7 @@ POINTS: dict[str, list[str]] = {
     "paths.write_file:done": ["first", "rebuild"],
     "schema.agent:before-vacuum": ["outbox"],
     "schema.agent:between-tables": ["outbox"],
+    "schema.agent:no-remembered": ["outbox"],
     "schema.ensure:before-version": ["first", "outbox"],
     "schema.papers:between-tables": ["first"],
     "segments.build:before-sync": ["new"],

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sqlite_utils import Database, Migrations
 
 SCHEMA_VERSION: Final = 1
-AGENT_SCHEMA_VERSION: Final = 2
+AGENT_SCHEMA_VERSION: Final = 3
 INCREMENTAL: Final = 2
 """`PRAGMA auto_vacuum`: free pages are given back when asked to."""
 
@@ -121,5 +121,22 @@ def _agent_migrations() -> "Migrations":
         columns = {"kind": str, "reason": str, "count": int}
         pk = ("kind", "reason")
         db.table("outbox_drops").create(columns, pk=pk, not_null=set(columns), if_not_exists=True)
+
+    @migrations()
+    def create_journal(db: "Database") -> None:
+        # By hand for AUTOINCREMENT, as above. `paper` is null where it was removed.
+        db.execute(
+            """CREATE TABLE IF NOT EXISTS journal (
+                seq INTEGER PRIMARY KEY AUTOINCREMENT,
+                arxiv_id TEXT NOT NULL UNIQUE,
+                paper TEXT,
+                model TEXT,
+                vector BLOB,
+                crc INTEGER NOT NULL
+            )"""
+        )
+        crash_point("schema.agent:no-remembered")
+        columns = {"name": str, "document": str, "crc": int}
+        db.table("remembered").create(columns, pk="name", not_null=set(columns), if_not_exists=True)
 
     return migrations
