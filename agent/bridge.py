@@ -11,7 +11,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -77,6 +77,8 @@ class MQTTSearchBridge:
         self._updates: Final = ThreadPoolExecutor(1, thread_name_prefix="updates")
         self._on_update: list[Callable[[], None]] = []
         self._guard = threading.Lock()
+        self._waiting: deque[Message] = deque()  # requests for which there is no worker yet
+        self._at_work = 0  # requests that were handed to workers
         self._pending = 0  # messages that were received and are not finished yet
         self._pending_bytes = 0
         self._rate: Rate | None = None
@@ -116,6 +118,8 @@ class MQTTSearchBridge:
             with suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_TIMEOUT_S):
                     await self._drained.wait()
+        with self._guard:
+            self._waiting.clear()  # unacknowledged, as above
         self._updates.shutdown(wait=False, cancel_futures=True)
 
     # A message changes threads as rarely as can be, since each change costs time: library (take) -> worker (answer and
@@ -139,8 +143,27 @@ class MQTTSearchBridge:
             self._submit(message)
 
     def _submit(self, message: Message) -> None:
-        pool = self._updates if message.topic == self._topics.corpus_updates else self._api.pool
-        pool.submit(self._serve, message)
+        if message.topic == self._topics.corpus_updates:
+            self._updates.submit(self._serve, message)
+            return
+        with self._guard:
+            # No more than can be worked on at a time: the workers are there for all links, and one with a long backlog
+            # must not be before all others.
+            if self._at_work >= self._api.workers:
+                self._waiting.append(message)
+                return
+            self._at_work += 1
+        self._api.pool.submit(self._work, message)
+
+    def _work(self, message: Message) -> None:
+        try:
+            self._serve(message)
+        finally:
+            with self._guard:
+                following = self._waiting.popleft() if self._waiting else None
+                self._at_work -= following is None
+            if following:
+                self._api.pool.submit(self._work, following)
 
     def _serve(self, message: Message) -> None:
         if message.expires is not None and time.monotonic() > message.expires:

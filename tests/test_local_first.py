@@ -1,5 +1,6 @@
 """Local first: whatever the cloud does, requests on the local broker are answered as if there were none."""
 
+import asyncio
 import os
 import re
 import socket
@@ -9,10 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Client, wait_until
+from conftest import WAIT_S, Client, import_sample, wait_until
 from local_cloud import ANSWER, QUESTION, QUICK, STATUS, LocalCloud, first, status
 
+from agent.aws import MQTTSearchBridge
+from agent.config import Config
 from agent.local_cloud.mosquitto import Mosquitto, free_port
+from agent.mqtt.connection import Connection
+from agent.mqtt.packets import Broker
+from agent.search import SearchAPI
+
+BACKLOG = 250
 
 
 class Listener:
@@ -130,3 +138,39 @@ def test_a_stop_is_quick_though_the_cloud_is_frozen(
     started = time.monotonic()
     assert agent.stop(timeout_s=10) == 0
     assert time.monotonic() - started < 10
+
+
+async def test_a_long_backlog_on_one_link_keeps_no_request_on_another_waiting(
+    config: Config, broker: Mosquitto, tmp_path: Path
+) -> None:
+    with Mosquitto(tmp_path / "busy") as busy, SearchAPI(config) as api:
+        api.open(owner=True, model=False)
+        import_sample(api)
+        ports = (busy.port, broker.port)
+        connections = [Connection(Broker("127.0.0.1", port, "device", receive_maximum=BACKLOG)) for port in ports]
+        backlogged, quiet = (MQTTSearchBridge(connection, api) for connection in connections)
+        for connection, bridge in zip(connections, (backlogged, quiet), strict=True):
+            await bridge.setup()
+            connection.start()
+            await connection.wait_connected(WAIT_S)
+        hurried, patient = Client(busy.port), Client(broker.port)
+        go = threading.Event()
+        for _ in range(api.workers):
+            api.pool.submit(go.wait)
+        for number in range(BACKLOG):
+            hurried.publish("arxplorer/search/requests", b'{"query": "%d"}' % number, response_topic=hurried.answers)
+        await asyncio.to_thread(wait_until, lambda: backlogged.pending == BACKLOG)
+        patient.publish("arxplorer/search/requests", b'{"query": "spheres"}', response_topic=patient.answers)
+        await asyncio.to_thread(wait_until, lambda: quiet.pending)
+        waiting: list[int] = []
+        while quiet.pending:
+            go.set()
+            waiting.append(backlogged.pending)
+            await asyncio.sleep(0)
+        assert waiting[-1] > BACKLOG // 2
+        await asyncio.to_thread(wait_until, lambda: not backlogged.pending)
+        assert backlogged.counters["answers"] == BACKLOG
+        for connection in connections:
+            await connection.stop()
+        hurried.close()
+        patient.close()

@@ -9,6 +9,8 @@ from faults.questions import Question
 
 NO_ANSWER: Final = frozenset({"overloaded", "expired", "not_ready", "internal"})
 """Errors that ask for the request to be sent again; every other error is a wrong answer to these questions."""
+MAX_PATIENCE: Final = 8
+"""So many times as long as at first is waited in the end before a request is sent again."""
 
 
 class Request:
@@ -44,9 +46,12 @@ class Account:
         self.requests[request.correlation] = self.open[request.correlation] = request
 
     def due(self, now: float, resend_s: float, window: int) -> list[Request]:
-        """Of the first `window` open ones those to be sent now, for the first time or again."""
+        """Of the first `window` open ones those to be sent now, for the first time or again, ever more rarely.
+
+        Whoever asks a busy agent again at an even pace makes it busier.
+        """
         first = islice(self.open.values(), window)
-        return [one for one in first if not one.tries or now - one.sent >= resend_s]
+        return [one for one in first if not one.tries or now - one.sent >= resend_s * min(MAX_PATIENCE, one.tries)]
 
     def sent(self, request: Request, now: float) -> None:
         request.sent = now
