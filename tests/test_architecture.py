@@ -65,6 +65,7 @@ ONLY_IMPORTERS = {
         "store/agent_db.py",
         "store/connection.py",
         "store/faults.py",
+        "store/fresh.py",
         "store/inspection.py",
         "store/outbox.py",
         "store/papers.py",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from agent.cli.context import State, as_json, pass_state, print_json, progress_bar
+from agent.cli.packs import pack
 from agent.cli.upkeep import add, export, rebuild, remove, verify
 
 if TYPE_CHECKING:
@@ -160,5 +161,5 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
 
 
-for command in (add, remove, export, verify, rebuild):
+for command in (add, remove, export, verify, rebuild, pack):
     corpus.add_command(command)

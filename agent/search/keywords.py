@@ -155,10 +155,10 @@ class KeywordIndex:
 
     # -- writing ----------------------------------------------------------------------------------------------
 
-    def apply(self, changes: Sequence[Change], reached: int) -> None:
+    def apply(self, changes: Sequence[Change], reached: int, *, heap_bytes: int = WRITER_HEAP_BYTES) -> None:
         """Follow changes of the corpus and make them searchable. `reached` is remembered after the commit."""
         with damage_of("keywords"):
-            writer = self._index.writer(heap_size=WRITER_HEAP_BYTES, num_threads=1)
+            writer = self._index.writer(heap_size=heap_bytes, num_threads=1)
             try:
                 for change in changes:
                     writer.delete_documents_by_term("arxiv_id", change.arxiv_id)

@@ -91,8 +91,11 @@ class Segment:
         return keys
 
     @staticmethod
-    def build(folder: Path, name: str, keys: Keys, matrix: Int8Matrix) -> None:
-        """Write a segment beside the others; it is not used before segments.json names it."""
+    def build(folder: Path, name: str, keys: Keys, matrix: Int8Matrix, *, threads: int | None = None) -> None:
+        """Write a segment beside the others; it is not used before segments.json names it.
+
+        One thread makes the same bytes of the same vectors, several (by default one a core) make them sooner.
+        """
         graph = usearch_index(
             ndim=matrix.shape[1],
             metric="cos",
@@ -100,8 +103,10 @@ class Segment:
             connectivity=CONNECTIVITY,
             expansion_add=EXPANSION_ADD,
         )
-        graph.add(keys, matrix, threads=os.cpu_count() or 1)
+        graph.add(keys, matrix, threads=threads or os.cpu_count() or 1)
         path, rows_path = (folder / file for file in files_of(name))
+        for file in (path, rows_path):
+            file.unlink(missing_ok=True)  # never written over: a copy of the generation may share its bytes
         try:
             graph.save(str(path))
         except RuntimeError as error:  # usearch does not say what the system said

@@ -56,12 +56,13 @@ class VectorIndex:
         segment_rows: int,
         writable: bool,
         check: bool,
+        threads: int | None = None,
     ) -> None:
         """Open the segments of this `corpus` and `model`; others, and damaged ones, are forgotten.
 
         (They are deleted if `writable`.) Segments that reach beyond `last_vector` are of another state of the corpus.
         One of more than `segment_rows` is not merged any more: building takes memory. With `check` every byte is read
-        first, as after a crash: a damaged graph can kill the process.
+        first, as after a crash: a damaged graph can kill the process. `threads` build a segment, by default one a core.
         """
         self.folder: Final = folder
         self.model: Final = model
@@ -69,6 +70,7 @@ class VectorIndex:
         self._corpus: Final = corpus
         self._last_vector = last_vector
         self._segment_rows: Final = segment_rows
+        self._threads: Final = threads
         if writable:
             folder.mkdir(parents=True, exist_ok=True)
         self._open(check=check)
@@ -166,7 +168,7 @@ class VectorIndex:
         self._commit(self._view._replace(segments=tuple(kept)), self._segments_reach)
 
     def _built(self, name: str, keys: Keys, matrix: Int8Matrix) -> Segment:
-        Segment.build(self.folder, name, keys, matrix)
+        Segment.build(self.folder, name, keys, matrix, threads=self._threads)
         return Segment(self.folder, name, self.dimensions)
 
     def _commit(self, view: _View, reached: int) -> None:
