@@ -35,6 +35,7 @@ from agent.protocol.pack_manifest import (
     PackManifest,
     Part,
     Selection,
+    check_wish,
     dump_pack_manifest,
 )
 from agent.search.keyword_files import settle
@@ -77,6 +78,7 @@ def pack(
     the contents. `since`: only what changed since that whole pack, of its selection unless one is given.
     `model_files`: the folder of the installed model, to go with it. Raises CorpusError.
     """
+    check_wish(version or "0", selection or Selection())
     try:
         with shortage_of(str(target)):
             scratch = _begin(target)

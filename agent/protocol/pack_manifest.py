@@ -101,6 +101,16 @@ class _Head(Struct):
     format: int
 
 
+class _Wish(Struct):
+    version: Version
+    selection: Selection
+
+
+def check_wish(version: str, selection: Selection) -> None:
+    """Raise PackError, naming the field, if a pack cannot be called so, or hold such a selection."""
+    _decoded(msgspec.json.encode(_Wish(version, selection)), _Wish, "the pack")
+
+
 def parse_pack_manifest(document: bytes, *, where: str) -> PackManifest:
     """Read a manifest.json; `where` names it in errors. Raises PackError, naming the field and what would be right."""
     if len(document) > MAX_MANIFEST_BYTES:
