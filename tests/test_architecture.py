@@ -53,7 +53,7 @@ ONLY_IMPORTERS = {
     "awsiot": {"cloud/shadow_client.py"},
     "boto3": {"cloud/setup/account.py"},
     "botocore": {"cloud/setup/account.py"},
-    "cryptography": {"cloud/identity.py", "cloud/setup/keys.py"},
+    "cryptography": {"cloud/identity.py", "cloud/setup/keys.py", "repository/keys.py"},
     "onnxruntime": {"search/native.py"},
     "tokenizers": {"search/embedder.py"},
     "usearch": {"search/native.py"},
@@ -84,6 +84,9 @@ ONLY_IMPORTERS = {
     },
     "trustme": {"local_cloud/certificates.py"},
     "huggingface_hub": {"model/fetch.py"},
+    "securesystemslib": {"repository/framework.py"},
+    "tuf": {"repository/framework.py"},
+    "urllib3": {"repository/transport.py"},
 }
 MAX_LINES = 400
 
@@ -158,7 +161,7 @@ def test_no_module_is_two_rooms_in_one(path: Path) -> None:
 )
 def test_help_loads_no_heavy_library(arguments: list[str]) -> None:
     heavy = {"numpy", "onnxruntime", "tokenizers", "usearch", "tantivy", "awscrt", "sqlite_utils", "rich", "zstandard"}
-    heavy |= {"mqtt5", "trustme", "cryptography", "boto3", "botocore"}
+    heavy |= {"mqtt5", "trustme", "cryptography", "boto3", "botocore", "tuf", "securesystemslib", "urllib3"}
     code = (
         f"import sys; sys.argv = ['arxplorer-agent', *{arguments!r}]\n"
         "from agent.__main__ import main\n"

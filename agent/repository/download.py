@@ -1,0 +1,206 @@
+"""Fetch the parts of a pack into a folder: resumable at any moment, verified, at the pace that is allowed.
+
+INTO/manifest.json    which pack it is; what lies beside it was verified against it, or is the beginning of a part
+INTO/NAME             a part, complete
+INTO/NAME.partial     the beginning of one
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from agent.crash_points import crash_point
+from agent.errors import RepositoryError, ShortageError
+from agent.paths import sync_folder, write_file
+from agent.protocol.pack_manifest import MANIFEST, PackManifest, Part
+from agent.repository.transport import LostError, Transport
+from agent.store.faults import SHORTAGES
+
+log = logging.getLogger(__name__)
+
+PARTIAL: Final = ".partial"
+SYNC_BYTES: Final = 4 * 1024 * 1024
+"""What a power cut may cost of what was fetched."""
+BLOCK_BYTES: Final = 1024 * 1024
+CUTS: Final = 5
+"""How often a part is gone on with at once, after a connection broke off; then the caller waits longer."""
+PAUSE_S: Final = 1.0
+
+Progress = Callable[[int, int], None]
+Stop = Callable[[], bool]
+
+
+class StoppedError(RepositoryError):
+    """It was asked to stop; what was fetched is kept."""
+
+
+class Download:
+    """Of one pack into one folder, which is nobody else's meanwhile."""
+
+    def __init__(self, transport: Transport, into: Path, *, progress: Progress | None, stop: Stop) -> None:
+        self._transport: Final = transport
+        self._into: Final = into
+        self._progress: Final = progress
+        self._stop: Final = stop
+        self._total = 0
+        self._done = 0
+
+    def run(self, document: bytes, manifest: PackManifest) -> None:
+        """Leave the folder with that pack and nothing else. Raises RepositoryError."""
+        try:
+            self._into.mkdir(parents=True, exist_ok=True)
+            self._begin(document, manifest)
+            for part in manifest.parts:
+                if not (self._into / part.name).exists():
+                    self._fetch(part)
+            sync_folder(self._into)
+        except OSError as error:
+            raise _local(error, self._into) from error
+
+    def _begin(self, document: bytes, manifest: PackManifest) -> None:
+        """Remove what is not of this pack. Of another one's, what both have is kept."""
+        parts = {part.name: part for part in manifest.parts}
+        path = self._into / MANIFEST
+        same = path.is_file() and path.read_bytes() == document
+        for found in list(self._into.iterdir()):
+            if found != path and not _belongs(found, parts, verified=same):
+                _remove(found)
+        crash_point("download.begin:former-manifest")
+        if not same:
+            write_file(path, document)
+        self._total = manifest.packed_bytes
+        sizes = ((part, self._into / part.name) for part in manifest.parts)
+        self._done = sum(part.bytes for part, file in sizes if file.exists())
+
+    def _fetch(self, part: Part) -> None:
+        partial = self._into / f"{part.name}{PARTIAL}"
+        for attempt in (1, 2):
+            if self._grow(part, partial) == part.sha256:
+                crash_point("download.fetch:before-rename")
+                partial.replace(self._into / part.name)
+                crash_point("download.fetch:after-rename")
+                return
+            # What lay here may have been damaged, or was begun from another file.
+            self._done -= partial.stat().st_size
+            partial.unlink()
+            if attempt == 1:
+                log.warning("%s does not match its checksum, fetching it anew", part.name)
+        raise RepositoryError(
+            f"{part.name} is not the file that was signed: expected SHA-256 {part.sha256}", attack="arbitrary software"
+        )
+
+    def _grow(self, part: Part, partial: Path) -> str:
+        """Fetch what is missing of a part; its SHA-256 then."""
+        with partial.open("a+b", buffering=0) as file:
+            if file.seek(0, os.SEEK_END) > part.bytes:
+                file.truncate(0)
+            file.seek(0)
+            digest = hashlib.sha256()
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+            growing = _Growing(file, digest, part)
+            self._advance(growing.size)
+            for cut in range(CUTS + 1):
+                try:
+                    self._receive(growing)
+                    break
+                except LostError as error:
+                    if cut == CUTS:
+                        raise
+                    log.info("%s; going on from byte %d", error, growing.size)
+                    self._pause(PAUSE_S * 2**cut)
+            os.fsync(file.fileno())
+            return growing.digest.hexdigest()
+
+    def _receive(self, growing: "_Growing") -> None:
+        """One answer of the server."""
+        part = growing.part
+        if growing.size == part.bytes:
+            return
+        with self._transport.open(f"parts/{part.sha256}", growing.size) as stream:
+            if stream.start != growing.size:
+                self._done -= growing.size
+                growing.start_anew()
+            if stream.length is not None and stream.length > part.bytes - growing.size:
+                raise _endless(part)
+            while block := stream.read(part.bytes - growing.size + 1):
+                if growing.size + len(block) > part.bytes:
+                    raise _endless(part)
+                growing.add(block)
+                self._advance(len(block))
+                if self._stop():
+                    raise StoppedError("stopped")
+        if growing.size < part.bytes:
+            raise LostError(f"{part.name} ends after {growing.size} of {part.bytes} bytes")
+
+    def _advance(self, count: int) -> None:
+        self._done += count
+        if self._progress:
+            self._progress(self._done, self._total)
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self._stop():
+                raise StoppedError("stopped")
+            time.sleep(min(left, 0.2))
+
+
+class _Growing:
+    """A part on its way to the disk, with the digest of what is there."""
+
+    def __init__(self, file: Any, digest: "hashlib._Hash", part: Part) -> None:
+        self._file: Final = file
+        self.part: Final = part
+        self.digest = digest
+        self.size: int = file.tell()
+        self._unsynced = 0
+
+    def add(self, block: bytes) -> None:
+        self._file.write(block)
+        self.digest.update(block)
+        self.size += len(block)
+        self._unsynced += len(block)
+        if self._unsynced >= SYNC_BYTES:
+            os.fsync(self._file.fileno())
+            self._unsynced = 0
+            crash_point("download.add:synced")
+
+    def start_anew(self) -> None:
+        self._file.truncate(0)
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+
+def _endless(part: Part) -> RepositoryError:
+    return RepositoryError(f"{part.name} does not end after the {part.bytes} bytes signed", attack="endless data")
+
+
+def _belongs(found: Path, parts: dict[str, Part], *, verified: bool) -> bool:
+    """Whether it is of this pack; what was `verified` against this very manifest is not read again."""
+    part = parts.get(found.name)
+    if part is None:
+        return verified and found.name.removesuffix(PARTIAL) in parts
+    if not found.is_file() or found.stat().st_size != part.bytes:
+        return False
+    if verified:
+        return True
+    with found.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == part.sha256
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _local(error: OSError, folder: Path) -> Exception:
+    kind = ShortageError if error.errno in SHORTAGES else RepositoryError
+    return kind(f"{folder} cannot take the pack: {error.strerror}")
