@@ -8,6 +8,7 @@
     │   ├── DamagedPapersError      papers.db is damaged
     │   ├── PackError               a pack is damaged, of another format, or does not fit this corpus
     │   ├── RepositoryError         a repository of packs is refused: `attack` says by which rule
+    │   ├── SupersededError         another generation has become the current one
     │   └── ShortageError           the disk is full or read-only: nothing is wrong with the files, and it may pass
     ├── NotReadyError               asked before a corpus or a model is there
     ├── SettingsError               settings from the shadow cannot be put into effect, or not be kept
@@ -83,6 +84,13 @@ class RepositoryError(CorpusError):
     def __init__(self, message: str, *, attack: str | None = None, hint: str | None = None) -> None:
         super().__init__(f"{attack}: {message}" if attack else message, hint=hint)
         self.attack: Final = attack
+
+
+class SupersededError(CorpusError):
+    """Another generation has become the current one: what would be written here, nobody would find."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, hint="run it again: it will go to the new one")
 
 
 class ShortageError(CorpusError):

@@ -15,13 +15,15 @@ from typing import Final, NamedTuple
 from agent.crash_points import crash_point
 from agent.errors import ShortageError
 from agent.paths import sync_folder, write_file
+from agent.protocol.pack_manifest import MANIFEST, MODEL
 from agent.store.faults import FULL_BYTES, shortage_of
-from agent.store.generations import activate
+from agent.store.generations import ON_TRIAL, PREVIOUS, REPLACES, activate, new_folder
 from agent.store.inspection import NothingReadableError, Salvaged, files_of, salvage
 from agent.store.papers import PaperStore
 
 PAPERS: Final = "papers.db"
-REPLACES: Final = "replaces"
+KEPT_MARKS: Final = (MANIFEST, PREVIOUS, ON_TRIAL)
+"""What says of a generation where it comes from, and holds for what is salvaged of it too."""
 KEPT_DAMAGED: Final = 2
 """Damaged files that are kept for whoever wants to look; a card has no room for more."""
 
@@ -49,19 +51,19 @@ def heal(data_dir: Path, damaged: Path) -> Healed:
     """
     folder = damaged.parent
     _require_room(damaged)
-    new = folder.with_name(f"{1 + max(_numbers(folder.parent)):04d}")
-    with shortage_of(str(new)):
+    with shortage_of(str(folder)):
+        new = new_folder(folder.parent)
         try:
-            new.mkdir()
             crash_point("healing.heal:empty-folder")
             write_file(new / REPLACES, folder.name.encode())
             crash_point("healing.heal:marked")
+            _keep_marks(folder, new)
             saved = _salvaged(damaged, new / PAPERS)
             crash_point("healing.heal:salvaged")
             kept = new / names_of_damaged(folder)[-1].name if (folder / PAPERS).exists() else None
             sync_folder(new)
             sync_folder(new.parent)
-            activate(data_dir, new)
+            activate(data_dir, new, instead_of=folder)
         except BaseException:
             if (data_dir / "current").resolve() != new.resolve():
                 shutil.rmtree(new, ignore_errors=True)
@@ -106,6 +108,17 @@ def _salvaged(damaged: Path, target: Path) -> Salvaged | None:
         return None
 
 
+def _keep_marks(folder: Path, new: Path) -> None:
+    for name in KEPT_MARKS:
+        if (folder / name).exists():
+            write_file(new / name, (folder / name).read_bytes())
+    if (folder / MODEL).is_dir():  # of the pack: its files never change, and two links take the room of one
+        (new / MODEL).mkdir()
+        for path in (folder / MODEL).iterdir():
+            (new / MODEL / path.name).hardlink_to(path)
+        sync_folder(new / MODEL)
+
+
 def _keep_damaged(old: Path, new: Path) -> None:
     names = names_of_damaged(old)
     for name in names[-KEPT_DAMAGED:]:
@@ -122,10 +135,6 @@ def names_of_damaged(folder: Path) -> list[Path]:
     endings = (path.name.removeprefix(f"{PAPERS}.damaged-") for path in folder.glob(f"{PAPERS}.damaged-*"))
     numbers = sorted(int(ending) for ending in endings if ending.isdigit())
     return [folder / f"{PAPERS}.damaged-{number}" for number in [*numbers, 1 + max(numbers, default=0)]]
-
-
-def _numbers(generations: Path) -> list[int]:
-    return [0, *(int(path.name) for path in generations.iterdir() if path.name.isdigit())]
 
 
 def _require_room(damaged: Path) -> None:

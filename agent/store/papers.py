@@ -8,22 +8,18 @@ vector may follow its paper by hours.
 Several processes may write; each write is one short transaction.
 """
 
-import functools
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent.crash_points import crash_point
 from agent.domain import Paper
-from agent.errors import CorpusError, DamagedPapersError, NotReadyError, ShortageError
-from agent.store.connection import ThreadConnections, unmapped
-from agent.store.faults import corpus_error, identity, is_damage
-from agent.store.generations import SCHEMA_LOCK, FolderLock
+from agent.errors import CorpusError, DamagedPapersError
+from agent.store.faults import is_damage
+from agent.store.papers_file import PapersFile, named
 from agent.store.rows import (
     INSERT_PAPER,
     Change,
@@ -37,132 +33,16 @@ from agent.store.rows import (
     paper_of,
     row_of,
 )
-from agent.store.schema import ensure_schema
 
 IN_CLAUSE: Final = 500
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-
-def _named(method: F) -> F:
-    """Let what SQLite says against a file reach the caller as a CorpusError that names it; damage is remembered."""
-
-    @functools.wraps(method)
-    def wrapped(self: "PaperStore", *arguments: Any, **options: Any) -> Any:
-        try:
-            return method(self, *arguments, **options)
-        except sqlite3.Error as error:
-            if is_damage(error):
-                self.note_damage(str(error))
-            told = corpus_error(self.path, error)
-            if isinstance(told, ShortageError):
-                self.refused = told.message
-            raise told from error
-
-    return cast("F", wrapped)
-
-
-class PaperStore:
-    """One papers.db. Usable from any thread: each gets a connection of its own.
-
-    Every method raises DamagedPapersError when the file is damaged, ShortageError when the disk is full or read-only,
-    and CorpusError when it is locked for long.
-    """
-
-    def __init__(self, path: Path, *, read_only: bool = False, mapped_bytes: Callable[[int], int] = unmapped) -> None:
-        """Open, and create or migrate unless `read_only`. Raises DamagedPapersError when the file is no corpus.
-
-        `mapped_bytes` says how much of a file of so many bytes to read through a memory map.
-        """
-        self.path: Final = path
-        self.read_only: Final = read_only
-        self.damage: str | None = None  # what was found damaged first, in words
-        self.held: str | None = None  # why nothing may be written, in words
-        self.refused: str | None = None  # why the disk did not take what was last written, in words
-        self._connections: Final = ThreadConnections(path, read_only=read_only, mapped_bytes=mapped_bytes)
-        try:
-            if not read_only:
-                # SQLite does not wait for another process that is just turning the file to WAL.
-                with FolderLock(path.with_name(SCHEMA_LOCK)) as lock:
-                    lock.acquire(wait=True)
-                    ensure_schema(self.db)
-            self.corpus_id()
-            self._file: Final = identity(path)
-        except sqlite3.Error as error:
-            self.close()
-            raise corpus_error(path, error) from error
-        except TypeError as error:
-            self.close()
-            raise DamagedPapersError(f"{path} is damaged: it names no corpus") from error
-        except CorpusError:
-            self.close()
-            raise
-
-    @property
-    def db(self) -> sqlite3.Connection:
-        """This thread's connection."""
-        return self._connections.get()
-
-    def close(self) -> None:
-        """Close every thread's connection; no other thread may be using the store any more."""
-        self._connections.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction that takes its lock at the start, so that it cannot fail half-way as busy."""
-        if self.held:
-            raise NotReadyError(self.held)
-        db = self.db
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            if self.is_replaced():
-                raise CorpusError(f"{self.path} was replaced by another one meanwhile", hint="try again")  # noqa: TRY301
-            yield db
-            crash_point("papers.transaction:before-commit")
-            db.commit()
-            crash_point("papers.transaction:after-commit")
-            self.refused = None
-        except BaseException:
-            db.rollback()
-            raise
-
-    # -- damage -----------------------------------------------------------------------------------------------
-
-    def note_damage(self, reason: str) -> None:
-        """Remember that the file is damaged, for whoever heals it."""
-        self.damage = self.damage or reason
-
-    def is_replaced(self) -> bool:
-        """Whether another file, or none, stands where this one stood: what is written now would be lost."""
-        return identity(self.path) != self._file
-
-    def hold(self, reason: str) -> None:
-        """Let nobody write from here on: this process is told `reason`, others wait as long as the file has locks."""
-        self.held = reason
-        with suppress(sqlite3.Error):
-            self.db.execute("BEGIN IMMEDIATE")
-
-    def release(self, *, writable: bool) -> None:
-        """End what `hold` began, in the same thread; others find out by themselves when the file was replaced."""
-        self.held = None if writable else self.held
-        with suppress(sqlite3.Error):
-            self.db.rollback()
-
-    @_named
-    def prove_writable(self) -> None:
-        """Write something that changes nothing. Raises ShortageError where the disk still takes nothing."""
-        with self._transaction() as db:
-            db.execute("UPDATE corpus SET id = id")
-
-    @_named
-    def rescue(self, target: Path) -> None:
-        """Copy a file that was deleted, from what this thread still has open."""
-        with closing(sqlite3.connect(target)) as copy:
-            self.db.backup(copy)
+class PaperStore(PapersFile):
+    """The papers, vectors and removals of one papers.db. Usable from any thread."""
 
     # -- writing ----------------------------------------------------------------------------------------------
 
-    @_named
+    @named
     def put(self, papers: Sequence[Paper]) -> PutReport:
         """Add papers, or replace older versions of them, in one transaction. The same input again changes nothing.
 
@@ -170,7 +50,7 @@ class PaperStore:
         """
         keys: list[int | None] = []
         counts = dict.fromkeys(("added", "updated", "unchanged", "older"), 0)
-        with self._transaction() as db:
+        with self.transaction() as db:
             present = self._by_ids(db, [paper.arxiv_id for paper in papers])
             number = _last_change(db)
             for paper in papers:
@@ -202,11 +82,11 @@ class PaperStore:
             )
         db.execute("DELETE FROM vectors WHERE key = ?", [old_key])
 
-    @_named
+    @named
     def remove(self, arxiv_ids: Sequence[str]) -> list[str]:
         """Remove papers; returns the ids that were there."""
         removed: list[str] = []
-        with self._transaction() as db:
+        with self.transaction() as db:
             present = self._by_ids(db, arxiv_ids)
             number = _last_change(db)
             for arxiv_id, (key, _) in present.items():
@@ -218,11 +98,11 @@ class PaperStore:
                 removed.append(arxiv_id)
         return removed
 
-    @_named
+    @named
     def put_vectors(self, model: str, keys: Sequence[int], matrix: Int8Matrix) -> int:
         """Store vectors of papers that still have none of this model; returns how many were stored."""
         stored = 0
-        with self._transaction() as db:
+        with self.transaction() as db:
             db.execute("INSERT OR IGNORE INTO models (name) VALUES (?)", [model])
             model_id = _model_id(db, model)
             for key, vector in zip(keys, matrix, strict=True):
@@ -244,37 +124,32 @@ class PaperStore:
 
     # -- reading ----------------------------------------------------------------------------------------------
 
-    @_named
-    def corpus_id(self) -> str:
-        """Names this corpus for good; whatever was derived from another one is of no use here."""
-        return str(self.db.execute("SELECT id FROM corpus").fetchone()[0])
-
-    @_named
+    @named
     def last_change(self) -> int:
         """The number of the latest change, 0 for a corpus that never held a paper."""
         return _last_change(self.db)
 
-    @_named
+    @named
     def data_version(self) -> int:
         """Changes whenever another connection has written to the file; cheap enough to ask every second."""
         return int(self.db.execute("PRAGMA data_version").fetchone()[0])
 
-    @_named
+    @named
     def last_vector(self) -> int:
         """The sequence number of the newest vector, 0 where none was ever stored."""
         row = self.db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'vectors'").fetchone()
         return int(row[0]) if row else 0
 
-    @_named
+    @named
     def count(self) -> int:
         return int(self.db.execute("SELECT count(*) FROM papers").fetchone()[0])
 
-    @_named
+    @named
     def count_embedded(self, model: str) -> int:
         model_id = _model_id(self.db, model)
         return int(self.db.execute("SELECT count(*) FROM vectors WHERE model = ?", [model_id]).fetchone()[0])
 
-    @_named
+    @named
     def get(self, keys: Sequence[int]) -> dict[int, Paper]:
         """The papers of those keys that are still current, and not damaged."""
         return {
@@ -298,12 +173,12 @@ class PaperStore:
             self.note_damage(f"the row of paper {row[1]!s:.40} does not match its checksum")
         return whole
 
-    @_named
+    @named
     def keys(self) -> NDArray[np.int64]:
         """The keys of all papers, rising."""
         return np.fromiter((row[0] for row in self.db.execute("SELECT key FROM papers ORDER BY key")), np.int64)
 
-    @_named
+    @named
     def existing(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of the keys that papers still have."""
         found: list[int] = []
@@ -312,12 +187,12 @@ class PaperStore:
             found += [row[0] for row in self.db.execute(f"SELECT key FROM papers WHERE key IN ({marks})", part)]  # noqa: S608
         return np.array(found, np.int64)
 
-    @_named
+    @named
     def find(self, arxiv_id: str) -> tuple[int, Paper] | None:
         """The key and the paper of an arXiv id. Raises DamagedPapersError where its row is damaged."""
         return self._by_ids(self.db, [arxiv_id]).get(arxiv_id)
 
-    @_named
+    @named
     def changes_since(self, number: int, limit: int) -> list[Change]:
         """The next `limit` changes after `number`, in order; superseded ones have left no trace."""
         db = self.db
@@ -333,7 +208,7 @@ class PaperStore:
             db.execute("COMMIT")
         return sorted(changes)[:limit] if len(changes) > 1 else changes
 
-    @_named
+    @named
     def without_vector(self, model: str, limit: int) -> list[tuple[int, str]]:
         """Keys and texts of the next papers to embed, the newest changes first."""
         rows = self.db.execute(
@@ -344,7 +219,7 @@ class PaperStore:
         )
         return [(key, Paper("", title, abstract).text) for key, title, abstract in rows]
 
-    @_named
+    @named
     def vectors_since(self, seq: int, model: str, dimensions: int, limit: int) -> StoredVectors:
         """The next `limit` vectors of `model` after `seq`."""
         rows = self.db.execute(
@@ -360,6 +235,22 @@ class PaperStore:
         if matrix.size != len(whole) * dimensions:
             raise CorpusError(f"{self.path}: a stored vector of {model} has not {dimensions} dimensions")
         return StoredVectors(keys, matrix.reshape(len(whole), dimensions), last)
+
+    @named
+    def vectors_of(self, model: str, arxiv_ids: Sequence[str]) -> dict[str, tuple[str, Int8Matrix]]:
+        """The texts of those papers that have a whole vector of `model`, and these vectors."""
+        found: dict[str, tuple[str, Int8Matrix]] = {}
+        for part in _parts(list(dict.fromkeys(arxiv_ids))):
+            marks = ",".join("?" * len(part))
+            rows = self.db.execute(
+                f"""SELECT papers.*, vectors.vector, vectors.crc FROM papers JOIN vectors USING (key)
+                    WHERE arxiv_id IN ({marks}) AND model = ?""",  # noqa: S608  only marks
+                [*part, _model_id(self.db, model)],
+            )
+            for *row, vector, crc in rows:
+                if self._is_whole(row) and is_whole_vector(vector, crc):
+                    found[row[1]] = (paper_of(row).text, np.frombuffer(vector, np.int8))
+        return found
 
     def papers(self) -> Iterator[tuple[int, Paper]]:
         """Every key and paper, oldest change first; damaged ones are left out."""
