@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from agent.config import Config
+from agent.corpus.updates import LiveUpdates
 from agent.crash_points import crash_point
 from agent.device.request_marks import RequestMarks
 from agent.errors import BrokerError, RequestError
@@ -28,6 +29,7 @@ from agent.mqtt.packets import Broker, Message, Outgoing
 from agent.mqtt.rate import Rate
 from agent.protocol.topics import AgentTopics
 from agent.search.api import SearchAPI
+from agent.store.journal import journal_of
 from agent.store.outbox import Kept
 
 log = logging.getLogger(__name__)
@@ -59,10 +61,11 @@ class MQTTSearchBridge:
         *,
         delivery: Delivery | None = None,
         marks: RequestMarks | None = None,
+        updates: LiveUpdates | None = None,
     ) -> None:
         """Without `delivery`, what the link cannot take is left to the broker to ask for again.
 
-        `marks` are those of all bridges of the process.
+        `marks` and `updates` are those of all bridges of the process.
         """
         self.counters: Final[Counter[str]] = Counter()
         self._client = client
@@ -72,7 +75,8 @@ class MQTTSearchBridge:
         self._marks: Final = marks or RequestMarks(None)
         self._api = search_api
         self._topics = topics_on(client.broker, search_api.config)
-        self._handlers = Handlers(search_api, self._topics, client.largest_payload)
+        updates = updates or LiveUpdates(search_api, journal_of(search_api.config.data_dir))
+        self._handlers = Handlers(search_api, updates, self._topics, client.largest_payload)
         # Updates change something, so they are carried out one after the other, in the order of their arrival.
         self._updates: Final = ThreadPoolExecutor(1, thread_name_prefix="updates")
         self._on_update: list[Callable[[], None]] = []

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 from agent import __version__
 from agent.bridge import MQTTSearchBridge, topics_on
+from agent.corpus.updates import LiveUpdates
 from agent.device.request_marks import RequestMarks
 from agent.errors import BrokerError
 from agent.mqtt.connection import Connection
@@ -38,6 +39,7 @@ class Channel:
         name: Literal["local", "cloud"],
         broker: Broker,
         api: SearchAPI,
+        updates: LiveUpdates,
         outbox: Outbox,
         marks: RequestMarks,
         disk: Executor,
@@ -57,7 +59,9 @@ class Channel:
         link = name if name == "local" else f"{name} {self.connection.address}"
         self.delivery: Final = Delivery(self.connection, link, outbox, disk)
         self.delivery.on_problem(self.report_soon)
-        self.bridge: Final = MQTTSearchBridge(self.connection, api, delivery=self.delivery, marks=marks)
+        self.bridge: Final = MQTTSearchBridge(
+            self.connection, api, delivery=self.delivery, marks=marks, updates=updates
+        )
         self._told: object = None  # what the last report said, be it sent or kept
         self._quiet_since = time.monotonic()  # the last report was sent or kept, or the link was still there
 

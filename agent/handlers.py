@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Literal, NamedTuple
 
-from agent.corpus.updates import apply_update
+from agent.corpus.updates import LiveUpdates
 from agent.domain import SearchBatch
 from agent.errors import AgentError, DamagedPapersError, NotReadyError, RequestError, ShortageError
 from agent.mqtt.packets import Message, Outgoing
@@ -54,8 +54,9 @@ Room = Callable[[str, bytes | None], int]
 class Handlers:
     """Answers every kind of message. Methods never raise; a bad message becomes an error reply."""
 
-    def __init__(self, api: SearchAPI, topics: AgentTopics, room: Room) -> None:
+    def __init__(self, api: SearchAPI, updates: LiveUpdates, topics: AgentTopics, room: Room) -> None:
         self._api: Final = api
+        self._updates: Final = updates
         self._topics: Final = topics
         self._room: Final = room
         self.kinds: Final[dict[str, Callable[[Message], Answer]]] = {
@@ -152,10 +153,7 @@ class Handlers:
         envelope = Envelope(update.request_id, update.client_id, update.reply_to)
         wanted = message.response_topic is not None or update.reply_to is not None
         topic = self._topic(message, envelope)
-        index = self._api.engine.index
-        if index.papers.read_only and not index.papers.held:
-            raise RequestError("unsupported", "this agent has opened its corpus to read only; it takes no updates")
-        counts = apply_update(index.papers, update, self._api.config.model.name, self._api.dimensions)
+        counts = self._updates.apply(update)
         log.info("corpus update: %s", ", ".join(f"{count} {name}" for name, count in counts.items() if count))
         if not wanted:
             return Answer(None, "updates")

@@ -17,6 +17,8 @@ from agent.channel import SERVICE, Channel
 from agent.config import Config, find_config_file, load_config
 from agent.configuring import Configurator
 from agent.corpus.keeper import CorpusKeeper
+from agent.corpus.trials import HeldBackPacks
+from agent.corpus.updates import LiveUpdates
 from agent.device import host
 from agent.device.heartbeat import HeartbeatFile
 from agent.device.liveness import Liveness
@@ -32,6 +34,7 @@ from agent.settings import Settings
 from agent.store import agent_db
 from agent.store.accepted import AcceptedSettings
 from agent.store.agent_db import AgentDatabase
+from agent.store.journal import Journal
 from agent.store.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -68,6 +71,9 @@ class MQTTSearchService:
         self._settings = Settings.of(self.config)
         database = AgentDatabase(self.config.data_dir / agent_db.NAME)
         self._database: Final = database
+        self._journal: Final = Journal(database)
+        self._updates: Final = LiveUpdates(self.api, self._journal)
+        self._held_back: Final = HeldBackPacks(database)
         self._outbox: Final = Outbox(database, self.config.outbox)
         self._marks: Final = RequestMarks(marks_file(self.config.data_dir))
         self._disk: Final = ThreadPoolExecutor(1, thread_name_prefix="outbox")
@@ -93,6 +99,8 @@ class MQTTSearchService:
         )
         self._keeper: Final = CorpusKeeper(
             self.api,
+            self._journal,
+            self._held_back,
             stop=self._stop.is_set,
             changed=self._report_from_thread,
         )
@@ -115,7 +123,7 @@ class MQTTSearchService:
             self._shadows = [self._shadow(channel.connection) for channel in cloud]
 
     def _channel(self, name: Literal["local", "cloud"], broker: Broker, explain: Callable[[str], str] = str) -> Channel:
-        return Channel(name, broker, self.api, self._outbox, self._marks, self._disk, explain=explain)
+        return Channel(name, broker, self.api, self._updates, self._outbox, self._marks, self._disk, explain=explain)
 
     def _shadow(self, connection: Connection) -> "ShadowSync":
         """The shadow as one endpoint, that is one region, has it."""
@@ -201,6 +209,7 @@ class MQTTSearchService:
     def _close(self, working: list[Future[None]]) -> None:
         """Put away what is worth it. What a search, a person or a slow disk holds on to is safe to leave, too."""
         wait(working)
+        self._keeper.close()
         self._database.close()
         self.api.close()
 
@@ -222,7 +231,7 @@ class MQTTSearchService:
         from agent.corpus.importer import import_papers, read_vectors
         from agent.corpus.sample import SAMPLE_PAPERS, sample_vectors
 
-        model = self.config.model.name
+        model = self.api.model_name
         given = sample_vectors(model)
         try:
             vectors = read_vectors(given, self.api.dimensions) if given else None
@@ -237,7 +246,7 @@ class MQTTSearchService:
     def _configure(self, settings: Settings) -> None:
         """Put settings into effect. In a worker thread."""
         self._settings = settings
-        self.api.engine.configure(settings.search)
+        self.api.configure(settings.search)
         set_level(settings.logging.level)
         self._outbox.configure(settings.outbox)
         for channel in self._channels:
@@ -255,6 +264,7 @@ class MQTTSearchService:
         """
         try:
             self._probe()
+            self._keeper.proven()
             problems = self._problems()
         except AgentError as error:
             problems = [error.message]
@@ -303,7 +313,7 @@ class MQTTSearchService:
         papers = engine.index.papers
         count = embedded = 0  # where nobody can tell: the problems say why
         with suppress(CorpusError):
-            count, embedded = papers.count(), papers.count_embedded(self.config.model.name)
+            count, embedded = papers.count(), papers.count_embedded(engine.index.model)
         capabilities = ["keyword_search"] + (["semantic_search", "hybrid_search"] if engine.embedder else [])
         return {
             "service": SERVICE,

@@ -74,7 +74,7 @@ def plan_of(seed: int, papers: int, batch: int) -> list[Step]:
 
 def _apply(api: SearchAPI, step: dict[str, Any]) -> None:
     update = CorpusUpdate(add=tuple(step["add"]), remove=tuple(step["remove"]))
-    apply_update(api.engine.index.papers, update, api.config.model.name, DIMENSIONS)
+    apply_update(api.engine.index.papers, update, api.config.model.name, DIMENSIONS, None)
 
 
 def work(data_dir: str, plan: str, first: str) -> None:

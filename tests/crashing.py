@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from agent.config import load_config
-from agent.corpus import importer
+from agent.corpus import importer, updates
 from agent.search import SearchAPI, corpus_index, vectors
 from agent.store.papers import PaperStore
 
@@ -74,8 +74,9 @@ def _telling(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
 if __name__ == "__main__":
     vectors.TAIL_ROWS, corpus_index.CHANGES_A_COMMIT, importer.BATCH = 15, 25, BATCH
-    for name in ("put", "put_vectors", "remove"):
+    for name in ("put", "put_vectors"):
         setattr(PaperStore, name, _telling(name, getattr(PaperStore, name)))
+    updates.apply_update = _telling("remove", updates.apply_update)
     from agent.__main__ import main
 
     sys.exit(main())

@@ -8,6 +8,7 @@ import click
 from agent.cli.context import State, as_json, pass_state, print_json, progress_bar
 from agent.cli.packs import pack
 from agent.cli.repository import keys, publish
+from agent.cli.switching import rollback
 from agent.cli.upkeep import add, export, rebuild, remove, verify
 
 if TYPE_CHECKING:
@@ -42,13 +43,13 @@ def import_(state: State, file: str | None, vectors: Path | None, no_embed: bool
         if file or vectors:
             raise click.UsageError("give either --sample or FILE, with --vectors where you have them")
         file = str(SAMPLE_PAPERS)
-        vectors = sample_vectors(state.config.model.name)
     if not file:
         raise click.UsageError("give a FILE, - for standard input, or --sample")
     report = ImportReport()
     with SearchAPI(state.config) as api:
         api.open(owner=True, model=False)
         state.warn_of_own_folder()
+        vectors = sample_vectors(api.model_name) if sample else vectors
         try:
             _import(api, file, vectors, report, quiet=as_json)
             embedded = 0 if no_embed else _embed_rest(api, given=vectors is not None, quiet=as_json)
@@ -62,12 +63,14 @@ def import_(state: State, file: str | None, vectors: Path | None, no_embed: bool
 
 def _import(api: "SearchAPI", file: str, vectors: Path | None, report: "ImportReport", *, quiet: bool) -> None:
     from agent.corpus.importer import import_papers, read_vectors
+    from agent.store.journal import journal_of
 
     matrix = read_vectors(vectors, api.dimensions) if vectors else None
-    index, name = api.engine.index, api.config.model.name
+    index = api.engine.index
+    journal = journal_of(api.config.data_dir)
     try:
         with progress_bar("importing", total=None, shown=not quiet) as progress:
-            import_papers(file, index, name, vectors=matrix, progress=progress, report=report)
+            import_papers(file, index, index.model, vectors=matrix, progress=progress, report=report, journal=journal)
     finally:
         if not quiet:
             _show(report)
@@ -76,13 +79,14 @@ def _import(api: "SearchAPI", file: str, vectors: Path | None, report: "ImportRe
 def _embed_rest(api: "SearchAPI", *, given: bool, quiet: bool) -> int | None:
     """Embed what has no vector; beside given vectors only if the model is installed."""
     from agent.corpus.embedding import embed_missing
-    from agent.paths import find_model
+    from agent.search.api import model_folder
 
-    papers, name = api.engine.index.papers, api.config.model.name
+    index = api.engine.index
+    papers, name = index.papers, index.model
     missing = papers.count() - papers.count_embedded(name)
     if not missing:
         return 0
-    if given and not find_model(api.config.data_dir, name):
+    if given and not model_folder(api.config, index.folder, name):
         if not quiet:
             click.echo(f"{missing} papers have no vector yet: model {name} is not installed")
         return 0
@@ -120,7 +124,7 @@ def embed(state: State, as_json: bool) -> None:
     with SearchAPI(state.config) as api:
         api.open(owner=True)
         papers = api.engine.index.papers
-        missing = papers.count() - papers.count_embedded(state.config.model.name)
+        missing = papers.count() - papers.count_embedded(api.model_name)
         with progress_bar("embedding", total=missing, shown=not as_json) as progress:
             done = embed_missing(api.engine.index, api.embedder, progress=progress)
     if as_json:
@@ -141,9 +145,9 @@ def stats(state: State, as_json: bool) -> None:
         index = api.engine.index
         figures: dict[str, Any] = {
             "papers": index.papers.count(),
-            "embedded": index.papers.count_embedded(state.config.model.name),
+            "embedded": index.papers.count_embedded(index.model),
             "version": api.engine.corpus_version,
-            "model": state.config.model.name,
+            "model": index.model,
             "folder": str(index.folder),
             "bytes": {
                 "papers": index.papers.path.stat().st_size,
@@ -162,5 +166,5 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
 
 
-for command in (add, remove, export, verify, rebuild, pack, keys, publish):
+for command in (add, remove, export, verify, rebuild, pack, keys, publish, rollback):
     corpus.add_command(command)

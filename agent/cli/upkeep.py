@@ -13,6 +13,8 @@ from agent.errors import AgentError
 
 if TYPE_CHECKING:
     from agent.domain import CorpusUpdate
+    from agent.search import SearchAPI
+    from agent.store.journal import Journal
 
 
 def _records(given: tuple[str, ...]) -> Iterator[dict[str, Any]]:
@@ -57,22 +59,37 @@ def remove(state: State, arxiv_id: tuple[str, ...], sample: bool, as_json: bool)
 def _apply(state: State, update: "CorpusUpdate", as_json: bool) -> None:
     """Write papers.db; an agent that runs follows within a second, and without one it is all done here."""
     from agent.corpus.embedding import embed_missing
-    from agent.corpus.updates import apply_update
     from agent.search import SearchAPI
+    from agent.store.journal import journal_of
 
+    journal = journal_of(state.config.data_dir)
     with SearchAPI(state.config) as api:
         api.open(owner=True, model=False)
-        index = api.engine.index
         state.warn_of_own_folder()
-        counts = apply_update(index.papers, update, state.config.model.name, api.dimensions)
+        counts = _applied(api, update, journal)
+        index = api.engine.index
         if index.writable:
             index.catch_up()
-            if update.add and index.papers.count() != index.papers.count_embedded(state.config.model.name):
+            if update.add and index.papers.count() != index.papers.count_embedded(index.model):
                 embed_missing(index, api.embedder)
     if as_json:
         print_json(counts)
     else:
         click.echo(", ".join(f"{count} {name}" for name, count in counts.items() if count) or "nothing to change")
+
+
+def _applied(api: "SearchAPI", update: "CorpusUpdate", journal: "Journal") -> dict[str, int]:
+    """As apply_update; where another generation is taking the place of the open one, on that."""
+    from agent.corpus.updates import apply_update
+    from agent.errors import SupersededError
+
+    while True:
+        index = api.engine.index
+        try:
+            return apply_update(index.papers, update, index.model, index.dimensions, journal)
+        except SupersededError:
+            api.engine.close()
+            api.open(owner=True, model=False)
 
 
 @click.command()
@@ -86,9 +103,10 @@ def export(state: State, file: Path | None, vectors: Path | None) -> None:
 
     with SearchAPI(state.config) as api:
         api.open(model=False)
+        index = api.engine.index
         stream = file.open("wb") if file else sys.stdout.buffer
         try:
-            count = export_papers(api.engine.index.papers, stream, state.config.model.name, vectors, api.dimensions)
+            count = export_papers(index.papers, stream, index.model, vectors, index.dimensions)
         finally:
             if file:
                 stream.close()
@@ -131,12 +149,12 @@ def rebuild(state: State, as_json: bool) -> None:
     """Make the indexes again from the papers, and papers.db from its whole rows where it is damaged."""
     from agent.corpus.upkeep import rebuild as rebuild_corpus
     from agent.footprint import footprint
-    from agent.search.api import find_manifest
+    from agent.search.api import corpus_model
 
-    name = state.config.model.name
-    dimensions = find_manifest(state.config.data_dir, name).dimensions
+    folder = _folder(state)
+    name, dimensions, _ = corpus_model(state.config, folder)
     fits = footprint(state.config.limits.memory_mb)
-    done = rebuild_corpus(_folder(state), name, dimensions, fits=fits)
+    done = rebuild_corpus(folder, name, dimensions, fits=fits)
     if as_json:
         salvaged = done.salvaged._asdict() if done.salvaged else None
         print_json({"papers": done.papers, "vectors": done.vectors, "salvaged": salvaged})

@@ -18,6 +18,7 @@ from agent.errors import CorpusError
 from agent.search.corpus_index import CorpusIndex
 from agent.search.similarity import to_int8
 from agent.store.generations import EMBEDDING_LOCK, FolderLock
+from agent.store.journal import Journal, OwnChange
 from agent.store.rows import Int8Matrix
 
 BATCH: Final = 1_000
@@ -67,12 +68,14 @@ def import_papers(
     vectors: Int8Matrix | None = None,
     progress: Progress | None = None,
     report: ImportReport | None = None,
+    journal: Journal | None = None,
 ) -> ImportReport:
     """Read `path` (`-` for standard input) into the corpus, in transactions of BATCH lines.
 
     `vectors`: row i for input line i, malformed lines included; a row of zeros is no vector. They are stored at the
     end, once it is known that there is one for each line: else all of them might be shifted. Malformed lines are
-    counted and reported, never fatal.
+    counted and reported, never fatal. An import is not journalled, but what `journal` says of these papers is brought
+    up to date: one that was removed by hand, and comes back, is not removed again.
 
     Raises CorpusError when the file cannot be read at all or breaks off, or vectors and lines do not match. The
     papers that came before are kept, and `report` says what became of them: it is filled as the import goes on.
@@ -82,7 +85,7 @@ def import_papers(
     try:
         with open_lines(path) as lines, _nobody_embeds(index) if vectors is not None else nullcontext():
             for number, batch in enumerate(_batches(_good_rows(lines, report)), 1):
-                stored = _store(batch, index, report)
+                stored = _store(batch, index, report, journal)
                 if vectors is not None:
                     keys.extend(key or 0 for key in stored)
                     positions.extend(row.position for row in batch)
@@ -137,8 +140,11 @@ def _batches(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
         yield batch
 
 
-def _store(batch: list[_Row], index: CorpusIndex, report: ImportReport) -> list[int | None]:
-    done = index.papers.put([row.paper for row in batch])
+def _store(batch: list[_Row], index: CorpusIndex, report: ImportReport, journal: Journal | None) -> list[int | None]:
+    with index.papers.transaction():
+        done = index.papers.put([row.paper for row in batch])
+        if journal:
+            journal.record([OwnChange(row.paper.arxiv_id, row.paper) for row in batch], only_known=True)
     report.added += done.added
     report.updated += done.updated
     report.unchanged += done.unchanged

@@ -2,7 +2,8 @@
 
 Nothing of this ends the agent. While the disk is full or read-only it answers from what it has and tries again; while
 papers.db is damaged it answers from what can still be read, copies what is whole into a new generation, and goes over
-to that once its indexes are made.
+to that once its indexes are made. It goes over to a generation that an update or a command has made the current one in
+the same way, and gives one back that does not prove itself.
 """
 
 import logging
@@ -12,16 +13,23 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
+from weakref import ReferenceType, ref
 
 from agent.corpus.embedding import embed_missing
-from agent.errors import AgentError, DamagedPapersError, ShortageError
+from agent.corpus.self_test import failures_of
+from agent.corpus.switching import roll_back, sweep_quietly
+from agent.corpus.trials import HeldBackPacks, Trial, TrialError
+from agent.domain import SearchRequest
+from agent.errors import AgentError, CorpusError, DamagedPapersError, ShortageError, SupersededError
 from agent.paths import scratch_folder
 from agent.search.api import SearchAPI
 from agent.search.corpus_index import CorpusIndex
+from agent.search.engine import SearchEngine
 from agent.store.faults import lack_of
 from agent.store.generations import current_folder, ensure_generation
 from agent.store.healing import PAPERS, Healed, heal, lost, sweep
 from agent.store.inspection import scrub
+from agent.store.journal import Journal
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +46,19 @@ HEAL_AGAIN_S: Final = 60.0
 class CorpusKeeper:
     """Keeps the corpus of `api`. `open` and `turn` are called by one thread, the rest from any."""
 
-    def __init__(self, api: SearchAPI, *, stop: Callable[[], bool], changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        api: SearchAPI,
+        journal: Journal,
+        held_back: HeldBackPacks,
+        *,
+        stop: Callable[[], bool],
+        changed: Callable[[], None],
+    ) -> None:
         """`stop` says whether to hurry; `changed` is called when the status should be reported."""
         self._api: Final = api
+        self._journal: Final = journal
+        self._held_back: Final = held_back
         self._data_dir: Final = api.config.data_dir
         self._stop: Final = stop
         self._changed: Final = changed
@@ -53,8 +71,12 @@ class CorpusKeeper:
         self._healed: Healed | None = None
         self._healed_at = -HEAL_AGAIN_S
         self._fresh: Path | None = None  # the generation that was salvaged, until its indexes are made
-        self._next: CorpusIndex | None = None  # and what is made of it
         self._healed_change = 0
+        self._at: Path | None = None  # the generation that answers, or that something stands in for
+        self._next: CorpusIndex | None = None  # of the generation that is to answer next
+        self._left: list[tuple[ReferenceType[SearchEngine], CorpusIndex]] = []  # until no search uses them any more
+        self._trial: Final = Trial()
+        self._given_back: str | None = None  # what was, and why
         self._embedded = -1  # change number up to which everything has a vector
 
     # -- opening ------------------------------------------------------------------------------------------------------
@@ -65,14 +87,24 @@ class CorpusKeeper:
         Raises AgentError for what only a person can mend, such as a folder of another user.
         """
         self._sweep()
-        folder = current_folder(self._data_dir)
+        if folder := current_folder(self._data_dir):
+            try:
+                self._trial.begin(folder)
+            except TrialError as error:
+                self._give_back(folder, error.message)
+            except ShortageError as error:
+                self._lacks(error.message)
+        self._open_current()
+        if self._trial.folder and (failures := failures_of(self._api.engine)):
+            self._give_back(self._trial.folder, "; ".join(failures))  # the first turn goes over
+
+    def _open_current(self) -> None:
+        folder = self._at = current_folder(self._data_dir)
         reason = lost(folder) if folder else None
         try:
             if reason:
-                raise DamagedPapersError(reason)  # noqa: TRY301  as if opening had found it
+                raise DamagedPapersError(reason)
             self._api.open(owner=True)
-        except DamagedPapersError as error:
-            self._stand_in(error)
         except ShortageError as error:
             self._lacks(error.message)
             try:
@@ -80,8 +112,25 @@ class CorpusKeeper:
             except AgentError as worse:
                 self._stand_in(worse)
             self._index.papers.held = f"nothing can be stored: {error.message}"
+        except CorpusError as error:
+            if folder and self._trial.folder == folder and self._give_back(folder, error.message):
+                self._open_current()
+                return
+            if not isinstance(error, DamagedPapersError):
+                raise
+            self._stand_in(error)
+        self._at = self._at or self._index.folder
         if self._index.unchecked:
             self._scrub_at = 0.0
+
+    def proven(self) -> None:
+        """A question was answered."""
+        self._trial.proven()
+
+    def close(self) -> None:
+        """The agent stops in order. From any thread; never raises."""
+        with suppress(OSError):
+            self._trial.end()
 
     def _stand_in(self, error: AgentError) -> None:
         """Nothing can be read yet: be there all the same, and say why."""
@@ -91,13 +140,14 @@ class CorpusKeeper:
         index.papers.held = error.message
         if isinstance(error, DamagedPapersError):
             index.papers.damage = str(error.__cause__ or error.message)
-        self._api.use(index)
+        self._leave(self._api.use(self._api.engine_of(index)))
 
     def _sweep(self) -> None:
         try:
             sweep(self._data_dir)
-        except OSError as error:
-            log.warning("what healing has left cannot be cleared away: %s", error)
+            sweep_quietly(self._data_dir)
+        except (OSError, ShortageError) as error:
+            log.warning("what an update or healing has left cannot be cleared away: %s", error)
 
     # -- a turn -------------------------------------------------------------------------------------------------------
 
@@ -111,6 +161,8 @@ class CorpusKeeper:
             self._look()
         except ShortageError as error:
             self._lacks(lack_of(self._data_dir) or error.message)
+        except SupersededError:
+            pass  # the next turn goes over
         except AgentError as error:
             log.error("following the corpus failed: %s", error.message)  # noqa: TRY400  the message says it all
         except Exception:
@@ -141,8 +193,12 @@ class CorpusKeeper:
         if engine.embedder and self._api.config.corpus.embed_in_background and change != self._embedded:
             if index.papers.held:
                 return
-            done = embed_missing(index, engine.embedder, workers=1, stop=self._stop)
-            if done is not None and not self._stop():
+
+            def stop() -> bool:
+                return self._stop() or index.papers.is_superseded()
+
+            done = embed_missing(index, engine.embedder, workers=1, stop=stop)
+            if done is not None and not stop():
                 self._embedded = change
             if done:
                 log.info("embedded %d papers", done)
@@ -173,17 +229,23 @@ class CorpusKeeper:
         return self._api.engine.index
 
     def _mend(self) -> None:
+        self._close_left()
+        with suppress(OSError):
+            self._trial.turn()
+        current = current_folder(self._data_dir)
+        if current and current != self._at:
+            self._go_over(current)
+            return
         papers = self._index.papers
         if not self._scratch and papers.is_replaced():
             papers.note_damage("it was deleted or replaced")
-        if self._fresh:
-            self._go_over(self._fresh)
-        elif papers.damage:
+        if papers.damage:
             self._heal()
         elif papers.refused and not papers.held:
             papers.prove_writable()
         elif papers.read_only or self._scratch:
-            self._use(self._api.index_of(ensure_generation(self._data_dir), owner=True))
+            folder = ensure_generation(self._data_dir)
+            self._use(self._api.engine_of(self._api.index_of(folder, owner=True)), folder)
             log.info("the corpus is opened to write again")
 
     def _heal(self) -> None:
@@ -217,25 +279,89 @@ class CorpusKeeper:
             self._index.papers.rescue(damaged)
         return damaged
 
-    def _go_over(self, fresh: Path) -> None:
-        """Search in what was salvaged, once its indexes are made; those before answer until then."""
-        self._next = self._next or self._api.index_of(fresh, owner=True)
-        self._next.catch_up()
+    def _go_over(self, folder: Path) -> None:
+        """Search in another generation, once its indexes are made; the one before answers until then."""
+        try:
+            if self._next is None or self._next.folder != folder:
+                self._forget_next()
+                self._trial.begin(folder)
+                self._next = self._api.index_of(folder, owner=True)
+            self._next.catch_up()
+            engine = self._api.engine_of(self._next)
+            if self._trial.folder and (failures := failures_of(engine)):
+                raise TrialError("; ".join(failures))
+            with suppress(AgentError):  # what the first question loads, those of clients find in memory
+                engine.search(SearchRequest(query="the first question"))
+        except ShortageError:
+            raise
+        except CorpusError as error:
+            self._forget_next()
+            if self._trial.folder == folder or isinstance(error, TrialError):
+                self._give_back(folder, error.message)
+            elif isinstance(error, DamagedPapersError):
+                self._at = folder
+                self._stand_in(error)
+            else:
+                self._rest_until = time.monotonic() + RETRY_S
+                raise
+            return
+        if self._trial.folder:
+            self._given_back = None  # that was another one
+        if folder == self._fresh:
+            self._healed_change = self._next.papers.last_change()
+        else:
+            self._healed = None
+        self.proven()
         before = self._index.papers
-        self._healed_change = self._next.papers.last_change()
-        self._use(self._next)
-        self._next = self._fresh = None
-        self._sweep()
+        self._next = None
+        log.info("searching in generation %s now: %s", folder.name, engine.corpus_version)
+        self._use(engine, folder)
         before.release(writable=False)
+        self._sweep()
 
-    def _use(self, index: CorpusIndex) -> None:
-        self._api.use(index)
-        self._scrub = None
+    def _give_back(self, folder: Path, reason: str) -> bool:
+        """Go back to the generation that one on trial took the place of; whether there is one that can be had."""
+        log.error("generation %s does not prove itself: %s", folder.name, reason)
+        self._close_left()
+        try:
+            done = roll_back(self._api, self._journal, self._held_back, reason=reason, on_trial=False, patience_s=0.0)
+        except AgentError as error:
+            log.error("and there is no going back: %s", error.message)  # noqa: TRY400  the message says it all
+            self._trial.proven()  # there is no other one to answer from
+            self.close()
+            return False
+        self._trial.drop()
+        self._given_back = f"corpus {done.before} was given back for {done.after}: {reason}"
+        log.warning("%s", self._given_back)
+        return True
+
+    def _forget_next(self) -> None:
+        if self._next:
+            self._next.close()
+            self._next = None
+
+    def _use(self, engine: SearchEngine, folder: Path) -> None:
+        self._leave(self._api.use(engine))
+        self._at = folder
+        self._scrub = self._fresh = None
         self._embedded = -1
         if self._scratch:
             self._scratch.cleanup()
             self._scratch = None
         self._changed()
+
+    def _leave(self, engine: SearchEngine | None) -> None:
+        if engine:
+            self._left.append((ref(engine), engine.index))
+
+    def _close_left(self) -> None:
+        """Close what no question is under way in any more."""
+        done = [index for engine, index in self._left if engine() is None]
+        self._left = [one for one in self._left if one[0]() is not None]
+        for index in done:
+            index.close()
+        if done:
+            self._sweep()
 
     def _outcome(self) -> str:
         if not self._healed:
@@ -258,6 +384,8 @@ class CorpusKeeper:
         found = [problem for problem in (lack, self._waiting) if problem]
         if self._fresh:
             found.append("papers.db was healed; its indexes are being made")
+        if self._given_back:
+            found.append(self._given_back)
         if self._healed and (self._fresh or self._index.papers.last_change() == self._healed_change):
             found.append(self._outcome())
         return found

@@ -1,25 +1,28 @@
 """SearchAPI: the corpus and the model of a data folder, opened; questions and answers as plain documents."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
+from weakref import WeakValueDictionary
 
-from agent.config import Config, find_config_file, load_config
+from agent.config import Config, SearchConfig, find_config_file, load_config
 from agent.domain import SearchRequest
 from agent.errors import CorpusError, DamagedPapersError, ModelError, NotReadyError
 from agent.footprint import MODEL_MIB, footprint
 from agent.paths import catalog_dir, find_model
 from agent.protocol.answers import AnswerFacts, search_result
 from agent.protocol.manifest import ModelManifest, parse_manifest
+from agent.protocol.pack_manifest import MODEL
 from agent.protocol.requests import request_from
-from agent.search.corpus_index import CorpusIndex
+from agent.search.corpus_index import LOCAL, CorpusIndex
 from agent.search.embedder import Embedder
 from agent.search.engine import SearchEngine
-from agent.store.generations import current_generation, ensure_generation, no_corpus
+from agent.store.generations import current_generation, ensure_generation, no_corpus, pack_of
 
 
 class SearchAPI:
@@ -34,9 +37,11 @@ class SearchAPI:
         """Without a configuration, the one that the command line would use."""
         self.config: Final = config or load_config(find_config_file(None))
         self.footprint: Final = footprint(self.config.limits.memory_mb, self.config.limits.workers)
+        self._guard: Final = threading.Lock()
+        self._settings = self.config.search
         self._engine: SearchEngine | None = None
-        self._model: Embedder | None = None
-        self._model_problem: str | None = None
+        # As long as somebody searches with them: two corpora of one model share it.
+        self._embedders: Final[WeakValueDictionary[Path, Embedder]] = WeakValueDictionary()
         self._pool: ThreadPoolExecutor | None = None
 
     async def initialize(self) -> None:
@@ -52,55 +57,67 @@ class SearchAPI:
         folder = ensure_generation(self.config.data_dir) if owner else current_generation(self.config.data_dir)
         if folder is None:
             raise no_corpus(self.config.data_dir)
-        if model:
-            self._model = self._model or self._load_model()  # before the index: of libraries one must come first
-        self._search_in(self.index_of(folder, owner=owner))
+        self.use(self.engine_of(self.index_of(folder, owner=owner), model=model))
         return self
 
     def index_of(self, folder: Path, *, owner: bool) -> CorpusIndex:
-        """Open the corpus in a folder, made as the configuration wants it. Raises CorpusError."""
-        return CorpusIndex(folder, self.config.model.name, self.dimensions, owner=owner, fits=self.footprint)
+        """Open the corpus in a folder, for the model that it was made with. Raises CorpusError and ModelError."""
+        model, dimensions, version = corpus_model(self.config, folder)
+        return CorpusIndex(folder, model, dimensions, owner=owner, fits=self.footprint, version=version)
 
-    def use(self, index: CorpusIndex) -> None:
-        """Search in this corpus from the next question on, from any thread.
+    def engine_of(self, index: CorpusIndex, *, model: bool = True) -> SearchEngine:
+        """An opened corpus together with its model, where there is one, to be searched or to be `use`d."""
+        embedder, problem = self._embedder_of(index) if model else (None, None)
+        return SearchEngine(index, embedder, self._settings, problem=problem)
 
-        Questions under way end on the one before, which closes when nobody has it any more.
+    def use(self, engine: SearchEngine) -> SearchEngine | None:
+        """Search in this corpus from the next question on, from any thread; returns what was used before.
+
+        Questions under way end on that. It may be closed when nobody has it any more.
         """
-        self._model = self._model or self._load_model()
-        self._search_in(index)
+        if engine.index.folder.parent == (self.config.data_dir / "generations").resolve():
+            engine.index.papers.bind(self.config.data_dir / "current")
+        with self._guard:
+            engine.configure(self._settings)
+            before, self._engine = self._engine, engine
+        return before
 
-    def _search_in(self, index: CorpusIndex) -> None:
-        settings = self._engine.config if self._engine else self.config.search
-        self._engine = SearchEngine(index, self._model, settings)
+    def configure(self, settings: SearchConfig) -> None:
+        """Search so from the next question on, in whatever corpus; from any thread."""
+        with self._guard:
+            self._settings = settings
+            if self._engine:
+                self._engine.configure(settings)
 
-    def _load_model(self) -> Embedder | None:
-        """The configured model; None, and a problem, where it is missing or damaged or does not fit.
+    def _embedder_of(self, index: CorpusIndex) -> tuple[Embedder | None, str | None]:
+        """The model of a corpus; None, and a problem, where it is missing or damaged or does not fit.
 
         Keywords work without it.
         """
-        name = self.config.model.name
+        name = index.model
         if not self.footprint.model:
-            self._model_problem = (
-                f"model {name} needs {MODEL_MIB} MiB and {self.footprint.memory_mib} are allowed: keyword search only"
-            )
-            return None
-        folder = find_model(self.config.data_dir, name)
-        self._model_problem = f"model {name} is not installed: keyword search only"
+            allowed = self.footprint.memory_mib
+            return None, f"model {name} needs {MODEL_MIB} MiB and {allowed} are allowed: keyword search only"
+        folder = model_folder(self.config, index.folder, name)
         if folder is None:
-            return None
+            return None, f"model {name} is not installed: keyword search only"
         try:
-            embedder = Embedder(folder)
+            with self._guard:
+                embedder = self._embedders.get(folder) or Embedder(folder)
+                self._embedders[folder] = embedder
         except ModelError as error:
-            self._model_problem = f"model {name} is damaged: keyword search only ({error.message})"
-            return None
-        self._model_problem = None
-        return embedder
+            return None, f"model {name} is damaged: keyword search only ({error.message})"
+        if embedder.dimensions != index.dimensions:
+            told = f"gives vectors of {embedder.dimensions} dimensions, the corpus has {index.dimensions}"
+            return None, f"model {name} {told}: keyword search only"
+        return embedder, None
 
     @property
     def problems(self) -> list[str]:
         """What keeps answers from being as good as they could be, in words."""
-        found = [self._model_problem] if self._model_problem else []
-        index = self.engine.index
+        engine = self.engine  # kept while its index is used, or it might be closed
+        found = [engine.problem] if engine.problem else []
+        index = engine.index
         try:
             if not index.papers.damage and not index.papers.last_change():
                 found.append("the corpus holds no papers")
@@ -110,9 +127,14 @@ class SearchAPI:
             return [*found, f"papers.db is damaged: {damage}" if damage else error.message]
 
     @property
+    def model_name(self) -> str:
+        """The model of the open corpus, whether it is installed or not: that of its pack, else the configured one."""
+        return self.engine.index.model
+
+    @property
     def dimensions(self) -> int:
-        """Of the configured model's vectors, whether it is installed or only known."""
-        return find_manifest(self.config.data_dir, self.config.model.name).dimensions
+        """Of that model's vectors."""
+        return self.engine.index.dimensions
 
     @property
     def engine(self) -> SearchEngine:
@@ -122,8 +144,14 @@ class SearchAPI:
 
     @property
     def embedder(self) -> Embedder:
-        """The model. Raises ModelError where none is installed."""
-        return self.engine.embedder or load_embedder(self.config)
+        """The model of the open corpus. Raises ModelError where it is not installed."""
+        engine = self.engine
+        if engine.embedder:
+            return engine.embedder
+        folder = model_folder(self.config, engine.index.folder, self.model_name)
+        if folder is None:
+            raise _no_model(self.model_name)
+        return Embedder(folder)
 
     @property
     def workers(self) -> int:
@@ -180,13 +208,42 @@ class SearchAPI:
         self.close()
 
 
+class CorpusModel(NamedTuple):
+    """What a corpus was made with: the model by name, the length of its vectors, the version of the pack or `local`."""
+
+    name: str
+    dimensions: int
+    version: str
+
+
+def corpus_model(config: Config, folder: Path) -> CorpusModel:
+    """That of the pack which the generation in a folder was made from, else the configured one.
+
+    Raises ModelError for a model that nobody knows.
+    """
+    if pack := pack_of(folder):
+        return CorpusModel(pack.model, pack.dimensions, pack.version)
+    name = config.model.name
+    return CorpusModel(name, find_manifest(config.data_dir, name).dimensions, LOCAL)
+
+
+def model_folder(config: Config, folder: Path, name: str) -> Path | None:
+    """Where the model of a generation is installed: with it, where its pack brought one, else as any other."""
+    own = folder / MODEL
+    return own if (own / "model.onnx").is_file() else find_model(config.data_dir, name)
+
+
 def load_embedder(config: Config) -> Embedder:
     """The configured model, loaded. Raises ModelError, with the command to install it, where it is missing."""
     name = config.model.name
     folder = find_model(config.data_dir, name)
     if folder is None:
-        raise ModelError(f"model {name} is not installed", hint=f"arxplorer-agent model install {name}")
+        raise _no_model(name)
     return Embedder(folder)
+
+
+def _no_model(name: str) -> ModelError:
+    return ModelError(f"model {name} is not installed", hint=f"arxplorer-agent model install {name}")
 
 
 def find_manifest(data_dir: Path, name: str) -> ModelManifest:

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 CHANGES_A_COMMIT: Final = 10_000
 READ_AT_ONCE: Final = 4 * TAIL_ROWS
+LOCAL: Final = "local"
+"""The version of a corpus that was not made from a pack."""
 LAG_WORTH_SAYING: Final = 1_000
 """Below that an index that is behind has simply not followed yet."""
 
@@ -34,18 +36,27 @@ class CorpusIndex:
 
     @files_used()
     def __init__(
-        self, folder: Path, model: str, dimensions: int, *, owner: bool, fits: Footprint | None = None
+        self,
+        folder: Path,
+        model: str,
+        dimensions: int,
+        *,
+        owner: bool,
+        fits: Footprint | None = None,
+        version: str = LOCAL,
     ) -> None:
         """Open `folder`; as `owner` papers.db to write, and the caches too if their lock is free.
 
-        `fits`: what may be taken of the machine, by default what suits it. Raises CorpusError.
+        `fits`: what may be taken of the machine, by default what suits it. `version`: of the pack that the corpus was
+        made from. Raises CorpusError.
         """
         self.folder: Final = folder
-        self._model: Final = model
+        self.version: Final = version
+        self.model: Final = model
         self._fits: Final = fits or footprint()
         self._seen_version = -1
         self._damaged: set[str] = set()
-        self._dimensions: Final = dimensions
+        self.dimensions: Final = dimensions
         self._lock: Final = FolderLock(folder / CACHES_LOCK) if owner else None
         self.writable = False
         try:
@@ -73,8 +84,8 @@ class CorpusIndex:
         self.vectors = VectorIndex(
             self.folder / "vectors",
             corpus,
-            self._model,
-            self._dimensions,
+            self.model,
+            self.dimensions,
             self.papers.last_vector,
             segment_rows=self._fits.segment_rows,
             writable=writable,
@@ -174,7 +185,7 @@ class CorpusIndex:
         last = self.papers.last_vector()
         rows = self._fits.segment_rows
         while True:
-            run = self.papers.vectors_since(self.vectors.reached, self._model, self._dimensions, rows)
+            run = self.papers.vectors_since(self.vectors.reached, self.model, self.dimensions, rows)
             if not len(run.keys):
                 self.vectors.reached = max(self.vectors.reached, last)  # vectors of removed papers are not missing
                 break
@@ -183,7 +194,7 @@ class CorpusIndex:
             self.vectors.keep_of_tail(self.papers.existing(self.vectors.tail_keys))
             if self.writable and self.vectors.tail_is_long():
                 self.vectors.flush()
-                current = self.papers.count_embedded(self._model)
+                current = self.papers.count_embedded(self.model)
                 if len(self.vectors) - current > current // STALE_SHARE:
                     self.vectors.compact(self.papers.keys())
 

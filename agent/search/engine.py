@@ -30,10 +30,16 @@ SPARE_ROWS: Final = 2
 class SearchEngine:
     """Searches one opened corpus. Safe to call from several threads."""
 
-    def __init__(self, index: CorpusIndex, embedder: Embedder | None, config: SearchConfig) -> None:
-        """`embedder` is None on devices without a model: hybrid questions are then answered by keyword."""
+    def __init__(
+        self, index: CorpusIndex, embedder: Embedder | None, config: SearchConfig, *, problem: str | None = None
+    ) -> None:
+        """`embedder` is that of the corpus. None on devices without it: hybrid questions are then answered by keyword.
+
+        `problem` says in words why there is none.
+        """
         self.index: Final = index
         self.embedder: Final = embedder
+        self.problem: Final = problem
         self._config = config
         # Keywords are searched while the query is embedded; neither holds Python's lock for long.
         cores = os.cpu_count() or 1
@@ -62,7 +68,7 @@ class SearchEngine:
             last = self.index.papers.last_change()
         except CorpusError:
             last = self.index.keywords.reached  # as far as anybody can tell until it is healed
-        return f"local+{last}"
+        return f"{self.index.version}+{last}"
 
     def search(self, request: SearchRequest) -> SearchResult:
         """Answer one question.
