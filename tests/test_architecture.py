@@ -43,14 +43,14 @@ FLOORS = (
 )
 ONLY_IMPORTERS = {
     "awscrt": {
-        "cloud/shadow_client.py",
+        "cloud/service_client.py",
         "mqtt/connection.py",
         "mqtt/link.py",
         "mqtt/options.py",
         "mqtt/packets.py",
         "logs.py",
     },
-    "awsiot": {"cloud/shadow_client.py"},
+    "awsiot": {"cloud/service_client.py", "cloud/shadow_client.py"},
     "boto3": {"cloud/setup/account.py"},
     "botocore": {"cloud/setup/account.py"},
     "cryptography": {"cloud/identity.py", "cloud/setup/keys.py", "repository/keys.py"},
