@@ -13,6 +13,7 @@
     ├── NotReadyError               asked before a corpus or a model is there
     ├── SettingsError               settings from the shadow cannot be put into effect, or not be kept
     ├── StateError                  agent.db cannot be written
+    ├── JobDocumentError            a job asks for what cannot be done: `field` names the place in its document
     ├── BrokerError                 a broker refused, or cannot be reached
     └── RequestError                a message is bad: `code` and `field` go back on the wire
 
@@ -107,6 +108,14 @@ class SettingsError(AgentError):
 
 class StateError(AgentError):
     """What the agent has to remember cannot be written: agent.db."""
+
+
+class JobDocumentError(AgentError):
+    """A job's document cannot be carried out as it is; `field` is its dotted JSON path, such as `version`."""
+
+    def __init__(self, message: str, *, field: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field: Final = field
 
 
 class BrokerError(AgentError):

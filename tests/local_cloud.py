@@ -240,6 +240,44 @@ class Shadow:
         return found
 
 
+class Desk:
+    """What an operator does with a thing's jobs, beside the agent."""
+
+    def __init__(self, cloud: LocalCloud, thing: str) -> None:
+        self.cloud, self.thing = cloud, thing
+
+    def _ask(self, operation: str, job_id: str = "", **given: Any) -> dict[str, Any]:
+        asked = {"operation": operation, "thing": self.thing, "id": job_id, **given}
+        answer: dict[str, Any] = command(self.cloud.folder, do="job", **asked)["answer"]
+        return answer
+
+    def create(self, document: Any, job_id: str, timeout_minutes: float | None = None) -> str:
+        self._ask("create", job_id, document=document, timeout_minutes=timeout_minutes)
+        return job_id
+
+    def get(self, job_id: str) -> dict[str, Any]:
+        return self._ask("get", job_id)
+
+    def cancel(self, job_id: str, *, force: bool = False) -> None:
+        self._ask("cancel", job_id, force=force)
+
+    def delete(self, job_id: str, *, force: bool = False) -> None:
+        self._ask("delete", job_id, force=force)
+
+    def until(self, job_id: str, status: str, **details: str) -> dict[str, Any]:
+        """Wait until the job has this status and these details among others, and return it."""
+
+        def found() -> dict[str, Any] | None:
+            job = self.get(job_id)
+            told = job.get("statusDetails", {})
+            return job if job["status"] == status and details.items() <= told.items() else None
+
+        try:
+            return wait_until(found)
+        except AssertionError:
+            raise AssertionError(f"wanted {status} {details}, got {self.get(job_id)}") from None
+
+
 def in_process(cloud: LocalCloud, *more: str) -> Config:
     """The device's configuration, for parts of the agent in the test's own process; `more` are further endpoints."""
     environment = QUICK | {"ARXPLORER__AWS_IOT__ENDPOINTS": json.dumps(more)}

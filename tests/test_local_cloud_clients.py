@@ -1,4 +1,4 @@
-"""The local cloud as other people's clients meet it: paho, awscrt, and the SDK's own shadow client."""
+"""The local cloud as other people's clients meet it: paho, awscrt, and the SDK's own clients of shadows and jobs."""
 
 import json
 import subprocess
@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from functools import partial
 from queue import Queue
 from typing import Any
 
@@ -14,10 +15,11 @@ import paho.mqtt.client as paho
 import pytest
 from awscrt import mqtt5, mqtt_request_response
 from awscrt.mqtt_request_response import SubscriptionStatusEventType
-from awsiot import ServiceStreamOptions, V2ServiceException, iotshadow, mqtt5_client_builder
+from awsiot import ServiceStreamOptions, V2ServiceException, iotjobs, iotshadow, mqtt5_client_builder
+from awsiot.iotjobs import IotJobsClientV2, JobStatus, RejectedErrorCode
 from awsiot.iotshadow import IotShadowClientV2, ShadowState
 from conftest import ROOT, WAIT_S
-from local_cloud import LocalCloud
+from local_cloud import Desk, LocalCloud
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -76,19 +78,22 @@ def sdk(cloud: LocalCloud, request: pytest.FixtureRequest) -> Iterator[Sdk]:
     client.stop()
 
 
-@pytest.fixture
-def shadows(sdk: Sdk) -> IotShadowClientV2:
-    options = mqtt_request_response.ClientOptions(
+def _options() -> mqtt_request_response.ClientOptions:
+    return mqtt_request_response.ClientOptions(
         max_request_response_subscriptions=10, max_streaming_subscriptions=4, operation_timeout_in_seconds=10
     )
-    return IotShadowClientV2(sdk.client, options)
+
+
+@pytest.fixture
+def shadows(sdk: Sdk) -> IotShadowClientV2:
+    return IotShadowClientV2(sdk.client, _options())
 
 
 def result(future: Future[Any]) -> Any:
     return future.result(WAIT_S)
 
 
-def refusal(future: Future[Any]) -> iotshadow.V2ErrorResponse:
+def refusal(future: Future[Any]) -> Any:
     with pytest.raises(V2ServiceException) as refused:
         future.result(WAIT_S)
     return refused.value.modeled_error
@@ -201,6 +206,86 @@ def test_the_sdks_shadow_client_follows_a_named_shadow(cloud: LocalCloud, sdk: S
     assert (held.state.desired, held.state.delta, held.version) == (None, None, 3)
     assert refusal(update(desired={"a": "x" * 8192})).code == 413
     assert deltas.empty()
+
+
+def test_the_sdks_jobs_client_takes_a_job_and_tells_how_it_goes(cloud: LocalCloud, sdk: Sdk) -> None:
+    jobs, changed, following = IotJobsClientV2(sdk.client, _options()), Queue(), Queue()
+    thing = {"thing_name": sdk.thing}
+    streams = [
+        jobs.create_job_executions_changed_stream(
+            iotjobs.JobExecutionsChangedSubscriptionRequest(**thing), _stream(changed)
+        ),
+        jobs.create_next_job_execution_changed_stream(
+            iotjobs.NextJobExecutionChangedSubscriptionRequest(**thing), _stream(following)
+        ),
+    ]
+    for stream, queue in zip(streams, (changed, following), strict=True):
+        stream.open()
+        assert queue.get(timeout=WAIT_S) == "subscribed"
+    start = partial(iotjobs.StartNextPendingJobExecutionRequest, **thing)
+    assert result(jobs.start_next_pending_job_execution(start())).execution is None
+
+    desk = Desk(cloud, sdk.thing)
+    for number in (1, 2):
+        desk.create({"operation": "any", "number": number}, f"job-{number}")
+    assert [one.job_id for one in changed.get(timeout=WAIT_S).jobs[JobStatus.QUEUED]] == ["job-1"]
+    assert following.get(timeout=WAIT_S).execution.job_document == {"operation": "any", "number": 1}
+    listed = result(jobs.get_pending_job_executions(iotjobs.GetPendingJobExecutionsRequest(**thing)))
+    assert [one.job_id for one in listed.queued_jobs] == ["job-1", "job-2"]
+    began = result(jobs.start_next_pending_job_execution(start(status_details={"step": "one"}))).execution
+    assert (began.job_id, began.status, began.status_details) == ("job-1", JobStatus.IN_PROGRESS, {"step": "one"})
+    one = {**thing, "job_id": "job-1"}
+
+    def update(version: int | None, **fields: Any) -> Any:
+        return jobs.update_job_execution(
+            iotjobs.UpdateJobExecutionRequest(
+                **one, expected_version=version, include_job_execution_state=True, **fields
+            )
+        )
+
+    state = result(update(began.version_number, status="IN_PROGRESS", status_details={"step": "two"})).execution_state
+    assert (state.status_details, state.version_number) == ({"step": "two"}, began.version_number + 1)
+    refused = refusal(update(began.version_number, status="FAILED"))
+    assert refused.code == RejectedErrorCode.VERSION_MISMATCH
+    assert refused.execution_state.version_number == state.version_number
+    assert refusal(update(None, status="DONE")).code == RejectedErrorCode.INVALID_REQUEST
+    described = result(jobs.describe_job_execution(iotjobs.DescribeJobExecutionRequest(**one))).execution
+    assert (described.status_details, described.execution_number) == ({"step": "two"}, began.execution_number)
+    result(update(None, status="SUCCEEDED"))
+    assert following.get(timeout=WAIT_S).execution.job_id == "job-2"
+    assert refusal(update(None, status="FAILED")).code == RejectedErrorCode.INVALID_STATE_TRANSITION
+    gone = refusal(jobs.describe_job_execution(iotjobs.DescribeJobExecutionRequest(**one)))
+    assert gone.code == RejectedErrorCode.TERMINAL_STATE_REACHED
+    desk.cancel("job-2")
+    assert following.get(timeout=WAIT_S).execution is None
+
+
+def test_jobs_from_the_command_line(cloud: LocalCloud, sdk: Sdk) -> None:
+    def ran(*arguments: str, stdin: bytes | None = None) -> str:
+        done = cloud.run("job", *arguments, stdin=stdin)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode()
+
+    def refused(*arguments: str) -> str:
+        done = cloud.run("job", *arguments)
+        assert (done.returncode, done.stdout) == (1, b"")
+        return done.stderr.decode()
+
+    document = {"operation": "corpus.update", "version": "2026.11"}
+    assert ran("create", sdk.thing, json.dumps(document), "--id", "mine", "--timeout-minutes", "5") == "mine\n"
+    assert refused("create", sdk.thing, "{}", "--id", "mine").startswith("Error: rejected: ResourceAlreadyExists")
+    made = ran("create", sdk.thing, "-", stdin=b"{}").strip()
+    held = json.loads(ran("get", sdk.thing, "mine"))
+    assert (held["status"], held["jobDocument"], held["versionNumber"]) == ("QUEUED", document, 1)
+    ran("cancel", sdk.thing, "mine")
+    listed = json.loads(ran("list", sdk.thing))["executions"]
+    assert [(one["jobId"], one["status"]) for one in listed] == [("mine", "CANCELED"), (made, "QUEUED")]
+    assert "InvalidStateTransition" in refused("cancel", sdk.thing, "mine")
+    ran("delete", sdk.thing, "mine")
+    assert "ResourceNotFound" in refused("get", sdk.thing, "mine")
+    assert "not valid JSON" in refused("create", sdk.thing, "{")
+    assert "a job document is a JSON object" in refused("create", sdk.thing, "[]")
+    assert "there is no thing nobody" in refused("list", "nobody")
 
 
 def _stream(queue: Queue[Any]) -> Any:

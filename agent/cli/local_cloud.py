@@ -124,6 +124,84 @@ def update_shadow(thing: str, document: str, name: str, as_json: bool) -> None: 
     print_json(_ask_shadow("update", thing, name, sys.stdin.read() if document == "-" else document))
 
 
+@local_cloud.group()
+@with_dir
+def job() -> None:
+    """Give devices jobs, as AWS IoT Jobs does, and see what became of them."""
+
+
+job_argument: Final = click.argument("job_id", metavar="ID")
+force_option: Final = click.option("--force", is_flag=True, help="Also where the device is at it.")
+
+
+def _ask_job(operation: str, thing: str, **given: Any) -> dict[str, Any]:
+    return dict(_command(do="job", operation=operation, thing=thing, **given)["answer"])
+
+
+@job.command(name="create")
+@thing_argument
+@click.argument("document", metavar="JSON")
+@click.option("--id", "job_id", help="Id of the job; default: one that nobody has.")
+@click.option(
+    "--timeout-minutes",
+    type=click.FloatRange(0, 10080, min_open=True),
+    help="Time the device has once it began; fractions, which IoT Core does not take, are for trying it out.",
+)
+@with_dir
+def create_job(thing: str, document: str, job_id: str | None, timeout_minutes: float | None) -> None:
+    """Give THING the job JSON, such as '{"operation": "agent.restart"}', and print its id; - reads standard input."""
+    import json
+    import uuid
+
+    from agent.errors import AgentError
+
+    try:
+        asked = json.loads(sys.stdin.read() if document == "-" else document)
+    except ValueError as error:
+        raise AgentError(f"the job document is not valid JSON: {error}") from error
+    job_id = job_id or f"job-{uuid.uuid4().hex[:12]}"
+    click.echo(_ask_job("create", thing, id=job_id, document=asked, timeout_minutes=timeout_minutes)["jobId"])
+
+
+@job.command(name="cancel")
+@thing_argument
+@job_argument
+@force_option
+@with_dir
+def cancel_job(thing: str, job_id: str, force: bool) -> None:
+    """Cancel job ID of THING."""
+    _ask_job("cancel", thing, id=job_id, force=force)
+
+
+@job.command(name="delete")
+@thing_argument
+@job_argument
+@force_option
+@with_dir
+def delete_job(thing: str, job_id: str, force: bool) -> None:
+    """Delete job ID of THING."""
+    _ask_job("delete", thing, id=job_id, force=force)
+
+
+@job.command(name="get")
+@thing_argument
+@job_argument
+@as_json
+@with_dir
+def get_job(thing: str, job_id: str, as_json: bool) -> None:  # noqa: ARG001  it prints JSON in any case
+    """Print as JSON how job ID of THING stands."""
+    print_json(_ask_job("get", thing, id=job_id))
+
+
+@job.command(name="list")
+@thing_argument
+@as_json
+@with_dir
+def list_jobs(thing: str, as_json: bool) -> None:  # noqa: ARG001  as above
+    """Print as JSON all jobs of THING, the oldest first."""
+    print_json(_ask_job("list", thing))
+
+
 @local_cloud.command()
 @with_dir
 def audit() -> None:

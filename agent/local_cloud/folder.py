@@ -5,6 +5,7 @@ DIR
   things/NAME/      certificate.pem, private.key (mode 600), config.yaml
   policies/         NAME.json: the policy of thing NAME, to edit as you like
   shadows/          NAME.json: its shadows
+  jobs/             NAME.json: its jobs
   broker/           mosquitto's files
   control.sock, local-cloud.log
 """
@@ -34,6 +35,7 @@ class CloudFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self.authority: Final = Authority(self.path)
         self.shadows: Final = self.path / "shadows"
+        self.jobs: Final = self.path / "jobs"
         self.broker: Final = self.path / "broker"
 
     def add_thing(self, name: str, port: int, *, client: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The running local cloud: broker, shadow service, gateway and control socket, started and stopped in order."""
+"""The running local cloud: broker, shadows, jobs, gateway and control socket, started and stopped in order."""
 
 import asyncio
 import logging
@@ -17,6 +17,9 @@ from agent.local_cloud.door import HOST
 from agent.local_cloud.faults import Faults
 from agent.local_cloud.folder import CloudFolder
 from agent.local_cloud.gateway import Gateway
+from agent.local_cloud.jobs import JobsError
+from agent.local_cloud.jobs_service import OPERATIONS as JOB_OPERATIONS
+from agent.local_cloud.jobs_service import JobsService, JobsStore
 from agent.local_cloud.mosquitto import Mosquitto
 from agent.local_cloud.outbox_rows import holds
 from agent.local_cloud.shadow_service import OPERATIONS, Address, ShadowService, ShadowStore
@@ -96,29 +99,36 @@ async def _serve(
     folder: CloudFolder, gateway: Gateway, broker_port: int, stop: asyncio.Event, ready: Callable[[], None]
 ) -> None:
     connection = Connection(Broker(HOST, broker_port, CLIENT_ID, session_expiry_s=0))
-    shadows = ShadowService(ShadowStore(folder.shadows))
+    shadows, jobs = ShadowService(ShadowStore(folder.shadows)), JobsService(JobsStore(folder.jobs))
+    keeping_time = asyncio.create_task(jobs.keep_time(connection), name="timeouts of jobs")
     try:
         await shadows.attach(connection)
+        await jobs.attach(connection)
         connection.start()
         await connection.wait_connected(START_TIMEOUT_S)
         gateway.open()
-        async with await serve_control(folder.path, Commands(gateway, shadows, connection).carry_out):
+        async with await serve_control(folder.path, Commands(folder, gateway, shadows, jobs, connection).carry_out):
             log.info("ready: port %d, things %s", gateway.port, ", ".join(folder.things()) or "none")
             ready()
             await stop.wait()
     finally:
         (folder.path / CONTROL_SOCKET).unlink(missing_ok=True)
+        keeping_time.cancel()
         await gateway.close()
         await connection.stop()
         log.info("stopped")
 
 
 class Commands:
-    """What the control socket takes: `{"do": "fault" | "shadow" | "audit", ..}`."""
+    """What the control socket takes: `{"do": "fault" | "shadow" | "job" | "audit", ..}`."""
 
-    def __init__(self, gateway: Gateway, shadows: ShadowService, connection: Connection) -> None:
+    def __init__(
+        self, folder: CloudFolder, gateway: Gateway, shadows: ShadowService, jobs: JobsService, connection: Connection
+    ) -> None:
+        self._folder: Final = folder
         self._gateway: Final = gateway
         self._shadows: Final = shadows
+        self._jobs: Final = jobs
         self._connection: Final = connection
 
     async def carry_out(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -134,7 +144,20 @@ class Commands:
             for message in outgoing:
                 await self._connection.send(message)
             return {"answer": answer}
+        if given["do"] == "job" and given["operation"] in JOB_OPERATIONS:
+            return {"answer": await self._job(given["operation"], given["thing"], given)}
         raise AgentError(f"unknown command {given}")
+
+    async def _job(self, operation: str, thing: str, given: dict[str, Any]) -> dict[str, Any]:
+        if thing not in self._folder.things():
+            raise AgentError(f"there is no thing {thing} here")
+        try:
+            answer, outgoing = self._jobs.operate(operation, thing, given)
+        except JobsError as error:
+            raise AgentError(f"rejected: {error.code} {error.message}") from error
+        for message in outgoing:
+            await self._connection.send(message)
+        return answer
 
 
 def log_to(folder: Path) -> None:

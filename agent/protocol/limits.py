@@ -1,7 +1,8 @@
 """What AWS IoT Core allows: one table of named constants, each with where it comes from.
 
 Sources, all of them AWS documents: [Q] "AWS IoT Core endpoints and quotas" in the General Reference; [M] "MQTT" and [S]
-"Device Shadow error messages" in the IoT Core developer guide. A figure marked (check) is from an undated copy.
+"Device Shadow error messages" in the IoT Core developer guide; [J] "JobExecution" and "CancelJobExecution" in the API
+reference. A figure marked (check) is from an undated copy.
 """
 
 from typing import Final, NamedTuple
@@ -57,6 +58,22 @@ class Limits(NamedTuple):
     """[Q]"""
     client_token_bytes: int = 64
     """[S]"""
+
+    # Jobs
+    job_document_bytes: int = 32 * 1024
+    """[J]"""
+    job_id_characters: int = 64
+    """[J]"""
+    status_details: int = 10
+    """[J] pairs of a name and a value."""
+    status_detail_name_characters: int = 128
+    """[J]"""
+    status_detail_characters: int = 1024
+    """[J] of a value."""
+    job_timeout_minutes: int = 7 * 24 * 60
+    """[J] of a step, or of a job in progress. (check)"""
+    jobs_listed: int = 15
+    """In a notification, or an answer to `get`: "Jobs notifications" in the developer guide."""
 
 
 IOT_CORE: Final = Limits()
