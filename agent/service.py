@@ -38,6 +38,7 @@ from agent.store.journal import Journal
 from agent.store.outbox import Outbox
 
 if TYPE_CHECKING:
+    from agent.cloud.jobs import Jobs, Operation
     from agent.cloud.link import CloudLink
     from agent.cloud.shadow import ShadowSync
 
@@ -66,6 +67,9 @@ class MQTTSearchService:
         self._channels: list[Channel] = []
         self._cloud: CloudLink | None = None
         self._shadows: list[ShadowSync] = []
+        self._jobs: list[Jobs] = []
+        # One job at a time, whichever region it comes from. One that is under way is told to end, and not waited for.
+        self._job_pool: Final = ThreadPoolExecutor(1, thread_name_prefix="job")
         # Settings are put into effect, and kept on disk, by one thread that a stop need not wait for.
         self._settling: Final = ThreadPoolExecutor(1, thread_name_prefix="settings")
         self._settings = Settings.of(self.config)
@@ -121,6 +125,7 @@ class MQTTSearchService:
             self._cloud = CloudLink(aws_iot, list(bridges), idle=lambda connection: not bridges[connection].pending)
             self._channels += cloud
             self._shadows = [self._shadow(channel.connection) for channel in cloud]
+            self._jobs = [self._jobs_of(channel.connection) for channel in cloud]
 
     def _channel(self, name: Literal["local", "cloud"], broker: Broker, explain: Callable[[str], str] = str) -> Channel:
         return Channel(name, broker, self.api, self._updates, self._outbox, self._marks, self._disk, explain=explain)
@@ -145,6 +150,18 @@ class MQTTSearchService:
             facts=facts,
             pool=self._settling,
         )
+
+    def _jobs_of(self, connection: Connection) -> "Jobs":
+        """The jobs that one endpoint, that is one region, has for this device."""
+        from agent.cloud.jobs import Jobs
+
+        return Jobs(connection, self.config.thing_name, self._operations(), self._job_pool, restart=self.stop)
+
+    def _operations(self) -> "dict[str, Operation]":
+        """What jobs may ask for, by the name of the operation."""
+        from agent.cloud.restarting import restart_agent
+
+        return {"agent.restart": restart_agent}
 
     def stop(self) -> None:
         """Ask `run_forever` to end in order."""
@@ -184,6 +201,7 @@ class MQTTSearchService:
                 if self._cloud:
                     loops.append(tasks.create_task(self._cloud.run(), name="cloud link"))
                 loops += [tasks.create_task(shadow.run(), name="device shadow") for shadow in self._shadows]
+                loops += [tasks.create_task(jobs.run(), name="jobs") for jobs in self._jobs]
                 await self._stop.wait()
                 for task in loops:
                     task.cancel()
@@ -199,6 +217,7 @@ class MQTTSearchService:
         # Nor can settings that are put into effect: what the disk has not taken yet is wished for again.
         working = [self._settling.submit(lambda: None), *([self._job] if self._job else [])]
         self._settling.shutdown(wait=False)
+        self._job_pool.shutdown(wait=False, cancel_futures=True)
         self._disk.shutdown(wait=False)
         self._marks.close()
         closing = threading.Thread(target=self._close, args=[working], name="close", daemon=True)

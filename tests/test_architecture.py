@@ -50,7 +50,7 @@ ONLY_IMPORTERS = {
         "mqtt/packets.py",
         "logs.py",
     },
-    "awsiot": {"cloud/service_client.py", "cloud/shadow_client.py"},
+    "awsiot": {"cloud/jobs_client.py", "cloud/service_client.py", "cloud/shadow_client.py"},
     "boto3": {"cloud/setup/account.py"},
     "botocore": {"cloud/setup/account.py"},
     "cryptography": {"cloud/identity.py", "cloud/setup/keys.py", "repository/keys.py"},

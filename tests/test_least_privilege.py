@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from conftest import AgentProcess, Client, wait_until
-from local_cloud import ANSWER, CLOUD_ONLY, QUESTION, QUICK, STATUS, LocalCloud, Shadow, first, status
+from local_cloud import ANSWER, CLOUD_ONLY, QUESTION, QUICK, STATUS, Desk, LocalCloud, Shadow, first, status
 
-from agent.cloud.policy import THING_VARIABLE, agent_policy
+from agent.cloud.policy import THING_NAME, THING_VARIABLE, agent_policy
 from agent.config import AwsIot
 from agent.local_cloud.folder import CloudFolder
 from agent.local_cloud.mosquitto import Mosquitto, free_port
@@ -33,11 +33,16 @@ def printed() -> dict[str, Any]:
 
 @pytest.fixture
 def without(cloud: LocalCloud, start_agent, sample_data_dir: Path, broker: Mosquitto) -> Callable[..., AgentProcess]:
-    """Start the agent, on both links, with the printed policy but for one statement."""
+    """Start the agent, on both links, with the printed policy but for one statement, or for some of it."""
 
-    def start(statement: int) -> AgentProcess:
+    def start(statement: int, action: str = "", resource: str = "") -> AgentProcess:
         document = printed()
-        del document["Statement"][statement]
+        if not action and not resource:
+            del document["Statement"][statement]
+        else:
+            lesser = document["Statement"][statement]
+            lesser["Action"] = [one for one in lesser["Action"] if one != action]
+            lesser["Resource"] = [one for one in lesser["Resource"] if not resource or not one.endswith(resource)]
         (cloud.folder / "policies" / "device.json").write_text(json.dumps(document))
         return start_agent(sample_data_dir, broker.port, config=cloud.config("device"), **QUICK)
 
@@ -81,6 +86,8 @@ def everything_works(app: Client, insider: Client, shadow: Shadow) -> None:
     wait_until(lambda: shadow.reported.get("config", {}).get("document_version") == wanted)
     assert shadow.reported["config"]["status"] == "applied"
     assert app.ask(QUESTION)["count"] == 3
+    desk = Desk(shadow.cloud, shadow.thing)
+    desk.until(desk.create({"operation": "nothing that it knows"}, "job"), "REJECTED")
 
 
 # -- one statement after the other, in the order of the document ------------------------------------------------------
@@ -100,17 +107,19 @@ def test_statement_1_without_publish_the_agent_says_that_it_is_not_authorized(wi
     problem(local, "not authorized")
 
 
-def test_statement_2_without_its_own_requests_and_shadows_it_says_that_it_is_not_authorized(
-    without, cloud, local: Client
+@pytest.mark.parametrize("own", [f"{REQUESTS}/${{{THING_NAME}}}", "/shadow/*", "/jobs/*"])
+def test_statement_2_without_what_is_its_own_it_says_that_it_is_not_authorized(
+    without, cloud, local: Client, own: str
 ) -> None:
-    agent = without(2)
+    agent = without(2, resource=own)
     wait_until(lambda: "lost: 0x87: not authorized" in log_of(agent))
-    assert re.search(f"0x87 NOT_AUTHORIZED: a message of .*('{REQUESTS}/device'|shadow)", cloud.log)
+    topic = own.replace(f"${{{THING_NAME}}}", "device").removesuffix("*")
+    assert re.search(f"0x87 NOT_AUTHORIZED: a message of .*{topic}", cloud.log)
     problem(local, "not authorized")
 
 
-def test_statement_3_without_retaining_the_agent_says_that_it_is_not_authorized(without, cloud, local: Client) -> None:
-    agent = without(3)
+def test_statement_2_without_retaining_the_agent_says_that_it_is_not_authorized(without, cloud, local: Client) -> None:
+    agent = without(2, "iot:RetainPublish")
     wait_until(lambda: "lost: 0x87: not authorized" in log_of(agent))
     assert "last will not allowed: left out" in cloud.log
     assert re.search(
@@ -119,8 +128,8 @@ def test_statement_3_without_retaining_the_agent_says_that_it_is_not_authorized(
     problem(local, "not authorized")
 
 
-def test_statement_4_without_subscribe_the_agent_names_what_it_cannot_hear(without, cloud, local: Client) -> None:
-    agent = without(4)
+def test_statement_3_without_subscribe_the_agent_names_what_it_cannot_hear(without, cloud, local: Client) -> None:
+    agent = without(3, "iot:Subscribe")
     wait_until(lambda: "the broker refused the subscription to" in log_of(agent))
     refused = re.search("not subscribed: (.*)", cloud.log)[1]
     for topic in (
@@ -133,9 +142,9 @@ def test_statement_4_without_subscribe_the_agent_names_what_it_cannot_hear(witho
     problem(local, "refused the subscription to")
 
 
-def test_statement_5_without_receive_requests_to_all_do_not_arrive(without, cloud, app: Client) -> None:
+def test_statement_3_without_receive_requests_to_all_do_not_arrive(without, cloud, app: Client) -> None:
     """Those to this agent alone do, and so do its probes: nobody but the service can tell that the others do not."""
-    agent = without(5)
+    agent = without(3, "iot:Receive")
     wait_until(lambda: f"connected to localhost:{cloud.port}" in log_of(agent))
     app.publish(REQUESTS, json.dumps(QUESTION).encode())
     wait_until(lambda: f"receiving on '{REQUESTS}' is not allowed" in cloud.log)
@@ -146,7 +155,7 @@ def test_without_receive_of_its_own_requests_the_agent_notices_that_it_hears_not
     cloud: LocalCloud, start_agent, sample_data_dir: Path, broker: Mosquitto, local: Client
 ) -> None:
     document = printed()
-    document["Statement"][2]["Action"] = "iot:Publish"
+    document["Statement"][2]["Action"].remove("iot:Receive")
     (cloud.folder / "policies" / "device.json").write_text(json.dumps(document))
     agent = start_agent(sample_data_dir, broker.port, config=cloud.config("device"), **QUICK)
     wait_until(lambda: "hears nothing" in log_of(agent), PROBE_S)
@@ -215,3 +224,8 @@ async def test_with_all_of_the_policy_everything_works_and_each_resource_in_it_i
             document["Statement"][number]["Resource"][place] = "arn:aws:iot:us-east-1:123456789012:topic/nobody's"
             lesser = parse_policy(json.dumps(document))
             assert any(not lesser.allows(*question) for question, _ in asked), f"{statement['Action']} on {resource}"
+        for action in statement["Action"] if isinstance(statement["Action"], list) else []:
+            document = printed()
+            document["Statement"][number]["Action"].remove(action)
+            lesser = parse_policy(json.dumps(document))
+            assert any(not lesser.allows(*question) for question, _ in asked), f"{action} of {statement['Resource']}"

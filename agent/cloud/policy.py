@@ -21,23 +21,25 @@ THING_VARIABLE: Final = f"${{{THING_NAME}}}"
 def agent_policy(
     topics: AgentTopics, share_group: str, *, region: str = REGION, account: str = ACCOUNT, partition: str = PARTITION
 ) -> dict[str, Any]:
-    """What an agent does: take requests and updates, answer, report its status, keep its own shadows.
+    """What an agent does: take requests and updates, answer, report its status, keep its own shadows, take its jobs.
 
     `topics` are filled in with `THING_VARIABLE` as the thing's name, so that one document serves every agent. AWS takes
-    2,048 characters; hence the group of shared subscriptions and the shadows are not listed topic by topic.
+    2,048 characters. Hence the group of shared subscriptions, the shadows and the jobs are not listed topic by topic,
+    what is alike stands in one statement (topics are received, filters subscribed to), and one filter serves all
+    reserved topics of the thing: what it hears by that, the topics say.
     """
-    own, wanted = topics.own_requests, [topics.embeddings, topics.corpus_updates]
+    wanted, things = [topics.embeddings, topics.corpus_updates], f"$aws/things/{THING_VARIABLE}"
     answered = [topics.results.replace("{client_id}", "*"), topics.embeddings_response, f"{topics.response_prefix}*"]
-    shadows = f"$aws/things/{THING_VARIABLE}/shadow/*"
+    # On the topic of its own requests it probes whether messages still arrive; its own status it leaves retained.
+    own = [topics.own_requests, topics.own_status, f"{things}/shadow/*", f"{things}/jobs/*"]
+    heard = _resources("topic", [topics.shared_requests, *wanted])
+    heard += _resources("topicfilter", [topics.own_requests, *wanted, f"$share/{share_group}/*", f"{things}/*"])
     return _document(
         f"arn:{partition}:iot:{region}:{account}:",
         _connect("PersistentConnect", "LastWill"),
         _allow("iot:Publish", "topic", [*answered, topics.status]),
-        # On the topic of its own requests it probes whether messages still arrive.
-        _allow(["iot:Publish", "iot:Receive"], "topic", [own, shadows]),
-        _allow(["iot:Publish", "iot:RetainPublish"], "topic", [topics.own_status]),
-        _allow("iot:Subscribe", "topicfilter", [own, *wanted, f"$share/{share_group}/*", shadows]),
-        _allow("iot:Receive", "topic", [topics.shared_requests, *wanted]),
+        _allow(["iot:Publish", "iot:Receive", "iot:RetainPublish"], "topic", own),
+        _statement(["iot:Receive", "iot:Subscribe"], heard),
     )
 
 
@@ -75,7 +77,15 @@ def _connect(*attributes: str) -> dict[str, Any]:
 
 
 def _allow(action: str | list[str], kind: str, names: list[str]) -> dict[str, Any]:
-    return {"Effect": "Allow", "Action": action, "Resource": [f"{kind}/{name}" for name in names]}
+    return _statement(action, _resources(kind, names))
+
+
+def _statement(action: str | list[str], resources: list[str]) -> dict[str, Any]:
+    return {"Effect": "Allow", "Action": action, "Resource": resources}
+
+
+def _resources(kind: str, names: list[str]) -> list[str]:
+    return [f"{kind}/{name}" for name in names]
 
 
 def _document(prefix: str, *statements: dict[str, Any]) -> dict[str, Any]:
