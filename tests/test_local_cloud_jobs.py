@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import botocore.session
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from agent.local_cloud import jobs as rules
 from agent.local_cloud.jobs import PENDING, SET_BY_DEVICES, JobsError, Ledger
 from agent.local_cloud.jobs_service import Asked, JobsService, JobsStore, parse_topic
 from agent.protocol.job_document import fitting
+from agent.protocol.limits import IOT_CORE
 
 NOW = 1_700_000_000
 DOCUMENT = {"operation": "corpus.update"}
@@ -72,7 +74,7 @@ def test_an_operator_cancels_what_is_pending_and_by_force_what_is_in_progress(st
     code = code_of(lambda: rules.cancel(in_state(status), "j", NOW, force=force))
     assert code == ("accepted" if allowed else "InvalidStateTransition")
     code = code_of(lambda: rules.delete(in_state(status), "j", force=force))
-    assert code == ("accepted" if status != "IN_PROGRESS" or force else "InvalidStateTransition")
+    assert code == ("accepted" if status in TERMINAL or force else "InvalidStateTransition")
 
 
 # fmt: off
@@ -211,7 +213,7 @@ def test_notices_tell_of_what_is_pending_and_of_what_is_next() -> None:
     assert list(rules.notices(one, first, "t", NOW)) == ["notify"]
     ended = rules.notices(first, updated(first, "a", "FAILED"), "t", NOW)
     assert ended == {"notify": {"timestamp": NOW, "jobs": {}}, "notify-next": {"timestamp": NOW}}
-    again = rules.create(rules.delete(one, "a", force=False).ledger, "a", DOCUMENT, None, NOW).ledger
+    again = rules.create(rules.delete(one, "a", force=True).ledger, "a", DOCUMENT, None, NOW).ledger
     assert rules.notices(one, again, "t", NOW)["notify-next"]["execution"]["executionNumber"] == 2
 
 
@@ -334,6 +336,37 @@ def test_jobs_are_kept_over_a_restart_and_end_in_time_all_the_same(tmp_path: Pat
     answer, outgoing = again.operate("get", "t", {"id": "j"})
     assert answer["status"] == "TIMED_OUT"
     assert [one.topic.rpartition("/")[2] for one in outgoing] == ["notify", "notify-next"]
+
+
+# -- AWS's own description of the service -------------------------------------------------------------------------
+
+
+def test_fields_and_limits_are_those_of_awss_own_model_of_the_service() -> None:
+    session = botocore.session.get_session()
+    data, control = (session.get_service_model(name) for name in ("iot-jobs-data", "iot"))
+
+    def fields(shape: str) -> set[str]:
+        return set(data.shape_for(shape).members)
+
+    began = rules.start_next(created("j", timeout_minutes=1), {"statusDetails": {"a": "1"}}, "t", NOW)
+    (execution,) = began.ledger.executions
+    assert set(execution.shown("t", NOW)) == fields("JobExecution")
+    assert set(execution.state) == fields("JobExecutionState")
+    assert set(execution.summary) == fields("JobExecutionSummary")
+    assert set(rules.pending(began.ledger, {}, "t", NOW).answer) == fields("GetPendingJobExecutionsResponse")
+    assert {*PENDING, *TERMINAL, "REMOVED"} == set(data.shape_for("JobExecutionStatus").enum)
+    for model in (data, control):
+        job_id, name = model.shape_for("JobId").metadata, model.shape_for("DetailsKey").metadata
+        assert (IOT_CORE.job_id_characters, rules.JOB_ID.pattern) == (job_id["max"], job_id["pattern"])
+        assert IOT_CORE.status_detail_name_characters == name["max"]
+        assert rules.DETAIL_NAME.pattern == name["pattern"]
+        assert model.shape_for("DetailsValue").metadata == {"min": 1, "pattern": r"[^\p{C}]+"}
+        assert IOT_CORE.job_document_bytes == model.shape_for("JobDocument").metadata["max"]
+    stepped = data.operation_model("UpdateJobExecution").input_shape.members["stepTimeoutInMinutes"].documentation
+    assert f"1 to {IOT_CORE.job_timeout_minutes}" in stepped
+    assert f"1 to {IOT_CORE.job_timeout_minutes}" in control.shape_for("TimeoutConfig").members[
+        "inProgressTimeoutInMinutes"
+    ].documentation
 
 
 # -- what the agent tells --------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def job() -> None:
 
 
 job_argument: Final = click.argument("job_id", metavar="ID")
-force_option: Final = click.option("--force", is_flag=True, help="Also where the device is at it.")
+force_option: Final = click.option("--force", is_flag=True, help="Also one that the device is at.")
 
 
 def _ask_job(operation: str, thing: str, **given: Any) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def cancel_job(thing: str, job_id: str, force: bool) -> None:
 @job.command(name="delete")
 @thing_argument
 @job_argument
-@force_option
+@click.option("--force", is_flag=True, help="Also one that has not ended.")
 @with_dir
 def delete_job(thing: str, job_id: str, force: bool) -> None:
     """Delete job ID of THING."""

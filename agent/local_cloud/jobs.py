@@ -25,7 +25,7 @@ PENDING: Final = (IN_PROGRESS, QUEUED)
 NEXT: Final = "$next"
 JOB_ID: Final = re.compile(r"[a-zA-Z0-9_-]+")
 NO_TIMER: Final = -1
-_DETAIL_NAME: Final = re.compile(r"[a-zA-Z0-9:_-]+")
+DETAIL_NAME: Final = re.compile(r"[a-zA-Z0-9:_-]+")
 
 
 class JobsError(Exception):
@@ -80,9 +80,20 @@ class Execution(msgspec.Struct, frozen=True):
         }
         return {name: value for name, value in found.items() if value is not None}
 
+    @property
+    def ends_at(self) -> float | None:
+        """When it times out, as it stands now."""
+        deadlines = [at for at in (self.deadline, self.step_deadline) if at is not None]
+        return min(deadlines) if self.status == IN_PROGRESS and deadlines else None
+
     def data(self, thing: str, *, document: bool = True) -> Document:
         found = self.summary | self.state | {"thingName": thing}
         return found | ({"jobDocument": self.document} if document else {})
+
+    def shown(self, thing: str, now: float) -> Document:
+        """The same for an operator, who also sees how much time it has."""
+        left = {} if self.ends_at is None else {"approximateSecondsBeforeTimedOut": int(self.ends_at - now)}
+        return self.data(thing) | left
 
 
 class Ledger(msgspec.Struct, frozen=True):
@@ -218,24 +229,23 @@ def cancel(ledger: Ledger, job_id: str, now: float, *, force: bool) -> Change:
 
 
 def delete(ledger: Ledger, job_id: str, *, force: bool) -> Change:
-    """What is in progress is deleted only by force."""
+    """What has not ended is deleted only by force."""
     found = ledger.find(job_id)
-    _refuse_unless(found, "delete", allowed=found.status != IN_PROGRESS or force)
+    _refuse_unless(found, "delete", allowed=not found.pending or force)
     kept = tuple(one for one in ledger.executions if one is not found)
     return Change(msgspec.structs.replace(ledger, executions=kept), {"jobId": job_id})
 
 
 def _refuse_unless(found: Execution, action: str, *, allowed: bool) -> None:
     if not allowed:
-        hint = "; --force does it" if found.status == IN_PROGRESS else ""
+        hint = "; --force does it" if found.pending else ""
         raise JobsError("InvalidStateTransition", f"cannot {action} job {found.id}: it is {found.status}{hint}", found)
 
 
 def timed_out(ledger: Ledger, now: float) -> Ledger:
     """End what is past its time; the same ledger where nothing is."""
     for one in ledger.executions:
-        deadlines = [at for at in (one.deadline, one.step_deadline) if at is not None]
-        if one.status == IN_PROGRESS and deadlines and min(deadlines) <= now:
+        if one.ends_at is not None and one.ends_at <= now:
             ledger = ledger.replaced(msgspec.structs.replace(one, status=TIMED_OUT, updated_at=int(now)))
     return ledger
 
@@ -314,7 +324,7 @@ def _details(request: Document, limits: Limits) -> dict[str, str] | None:
     if not isinstance(details, dict) or len(details) > limits.status_details:
         raise JobsError("InvalidRequest", f"statusDetails: expected an object of at most {limits.status_details} pairs")
     for name, value in details.items():
-        if not _DETAIL_NAME.fullmatch(name) or len(name) > limits.status_detail_name_characters:
+        if not DETAIL_NAME.fullmatch(name) or len(name) > limits.status_detail_name_characters:
             raise JobsError("InvalidRequest", f"statusDetails: {name!r} is no name")
         if not isinstance(value, str) or not 1 <= len(value) <= limits.status_detail_characters:
             most = limits.status_detail_characters

@@ -131,7 +131,7 @@ class JobsService:
             case "delete":
                 change = rules.delete(before, job_id, force=bool(given.get("force")))
             case "get":
-                change = Change(before, before.find(job_id).data(thing))
+                change = Change(before, before.find(job_id).shown(thing, now))
             case _:
                 listed = [one.summary | {"status": one.status} for one in before.executions]
                 change = Change(before, {"executions": listed})

@@ -71,7 +71,7 @@ class Limits(NamedTuple):
     status_detail_characters: int = 1024
     """[J] of a value."""
     job_timeout_minutes: int = 7 * 24 * 60
-    """[J] of a step, or of a job in progress. (check)"""
+    """[J] of a step, or of a job in progress."""
     jobs_listed: int = 15
     """In a notification, or an answer to `get`: "Jobs notifications" in the developer guide."""
 
