@@ -189,6 +189,8 @@ def client(broker: Mosquitto) -> Iterator[Client]:
 class AgentProcess:
     """`arxplorer-agent run` with a corpus and a broker, as systemd would start it."""
 
+    program = (COMMAND,)
+
     def __init__(
         self,
         data_dir: Path,
@@ -213,7 +215,7 @@ class AgentProcess:
 
     def spawn(self) -> "AgentProcess":
         with self.log.open("ab") as log:
-            command = [COMMAND, *self.options, "--data-dir", str(self.data_dir), "run", *self.arguments]
+            command = [*self.program, *self.options, "--data-dir", str(self.data_dir), "run", *self.arguments]
             self.process = subprocess.Popen(command, env=self.environment, stderr=log, cwd=self.data_dir.parent)
         return self
 

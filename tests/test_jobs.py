@@ -1,6 +1,7 @@
 """Jobs of AWS IoT as the agent carries them out: its own part of it, over mutual TLS, against the local cloud."""
 
 import asyncio
+import random
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +31,12 @@ class Counting:
     def __init__(self) -> None:
         self.may = threading.Semaphore(0)
         self.begun: list[str] = []
-        self.counted: list[int] = []
+        self.counted: list[tuple[str, int]] = []
         self.told_to_end = 0
+
+    @property
+    def numbers(self) -> list[int]:
+        return [number for _, number in self.counted]
 
     def steps(self, number: int) -> None:
         self.may.release(number)
@@ -46,7 +51,7 @@ class Counting:
                 if job.cancelled():
                     self.told_to_end += 1
                     raise AgentError("told to end")
-            self.counted.append(number)
+            self.counted.append((job.id, number))
             job.report({"step": "count", "done": number + 1, "of": last})
         return {"counted": last}
 
@@ -120,7 +125,7 @@ async def test_a_job_is_carried_out_its_progress_told_and_its_end(device: Device
     device.count.steps(1)
     ended = await device.until(job, "SUCCEEDED")
     assert ended["statusDetails"] == {"counted": "3"}
-    assert device.count.counted == [0, 1, 2]
+    assert device.count.numbers == [0, 1, 2]
 
 
 async def test_a_job_that_was_there_before_the_agent_is_carried_out_once_it_comes(device: Device) -> None:
@@ -193,8 +198,46 @@ async def test_after_a_restart_a_job_goes_on_from_the_details_that_were_told(dev
     again = await device.until(job, "IN_PROGRESS", done="2")
     device.count.steps(3)
     ended = await device.until(job, "SUCCEEDED", counted="5")
-    assert device.count.counted == [0, 1, 2, 3, 4], "nothing twice"
+    assert device.count.numbers == [0, 1, 2, 3, 4], "nothing twice"
     assert held["executionNumber"] == again["executionNumber"] == ended["executionNumber"]
+
+
+async def test_the_time_of_a_step_begins_anew_with_each_report_and_when_a_job_goes_on(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def minutes_left(job: str) -> float:
+        return round(device.desk.get(job)["approximateSecondsBeforeTimedOut"] / 60)
+
+    monkeypatch.setattr("agent.cloud.jobs.STEP_TIMEOUT_MINUTES", 10)
+    job = device.desk.create(COUNT, "j")
+    await device.until(job, "IN_PROGRESS")
+    assert minutes_left(job) == 10
+    monkeypatch.setattr("agent.cloud.jobs.STEP_TIMEOUT_MINUTES", 20)
+    device.count.steps(1)
+    await device.until(job, "IN_PROGRESS", done="1")
+    assert minutes_left(job) == 20
+    monkeypatch.setattr("agent.cloud.jobs.STEP_TIMEOUT_MINUTES", 30)
+    await device.restart()
+    await until(lambda: minutes_left(job) == 30)
+
+
+async def test_progress_is_told_now_and_then_and_only_when_it_changed(device: Device, monkeypatch) -> None:
+    monkeypatch.setattr("agent.cloud.jobs.REPORT_EVERY_S", 60)
+    reported, go_on = threading.Event(), threading.Event()
+
+    def work(job: Job) -> Mapping[str, Any]:
+        for number in range(1_000):
+            job.report({"done": number})
+        reported.set()
+        go_on.wait(WAIT_S)
+        return {}
+
+    device.operations["test.work"] = work
+    job = device.desk.create({"operation": "test.work"}, "j")
+    await asyncio.to_thread(reported.wait, WAIT_S)
+    go_on.set()
+    ended = await device.until(job, "SUCCEEDED")
+    assert ended["versionNumber"] <= 4, "queued, begun, at most one report, ended"
 
 
 # -- jobs that end otherwise ---------------------------------------------------------------------------------------
@@ -221,7 +264,7 @@ async def test_a_job_that_is_deleted_in_mid_run_is_let_go(device: Device) -> Non
     device.count.steps(3)
     again = device.desk.create(COUNT, "j")
     await device.until(again, "SUCCEEDED", counted="3")
-    assert device.count.counted == [0, 0, 1, 2], "the new one of the same name begins anew"
+    assert device.count.numbers == [0, 0, 1, 2], "the new one of the same name begins anew"
 
 
 async def test_a_job_that_is_deleted_and_made_again_at_once_is_another_job(device: Device) -> None:
@@ -233,7 +276,7 @@ async def test_a_job_that_is_deleted_and_made_again_at_once_is_another_job(devic
     await until(lambda: device.count.told_to_end)
     device.count.steps(3)
     await device.until(job, "SUCCEEDED", counted="3")
-    assert device.count.counted == [0, 0, 1, 2]
+    assert device.count.numbers == [0, 0, 1, 2]
 
 
 async def test_a_job_that_is_past_its_time_is_let_go(device: Device) -> None:
@@ -305,7 +348,41 @@ async def test_a_fault_in_mid_run_neither_loses_nor_repeats_a_job(
     device.count.steps(2)
     cloud.fault("clear")
     await device.until(job, "SUCCEEDED", counted="4")
-    assert (device.count.begun, device.count.counted) == (["j"], [0, 1, 2, 3])
+    assert (device.count.begun, device.count.numbers) == (["j"], [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_after_any_cuts_restarts_and_faults_each_job_has_ended_once_in_order_with_all_its_work(
+    device: Device, cloud: LocalCloud, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.cloud.service_client.OPERATION_TIMEOUT_S", 2)
+    choose, jobs = random.Random(seed), []
+    for _ in range(20):
+        match choose.choice(["job", "work", "work", "cut", "restart", "freeze", "throttle", "drop-puback"]):
+            case "job":
+                jobs.append(device.desk.create(COUNT, f"job-{len(jobs)}"))
+            case "work":
+                device.count.steps(choose.randint(1, 3))
+            case "cut":
+                cloud.fault("cut")
+            case "restart":
+                await device.restart()
+            case fault:
+                cloud.fault(fault)
+                device.count.steps(1)
+                await asyncio.sleep(choose.choice([0, 0.1, 0.3]))
+                cloud.fault("clear")
+                cloud.fault("cut")
+        await asyncio.sleep(choose.choice([0, 0.05, 0.2]))
+    jobs.append(device.desk.create(COUNT, "last"))
+    device.count.steps(3 * 20 * len(jobs))
+    await device.until("last", "SUCCEEDED", counted="3")
+    assert [device.desk.get(job)["status"] for job in jobs] == ["SUCCEEDED"] * len(jobs)
+    assert list(dict.fromkeys(device.count.begun)) == jobs, "in their order"
+    for job in jobs:  # what was done and not told before a restart is done again, and nothing is left out
+        done = [number for one, number in device.count.counted if one == job]
+        assert sorted(set(done)) == [0, 1, 2]
+        assert done[-1] == 2
 
 
 # -- restarts ------------------------------------------------------------------------------------------------------
