@@ -1,6 +1,6 @@
 """What AWS's own conformance suite, Device Advisor, checks of a device: each of its cases is a test here, by name.
 
-Its case of job completion is missing: this version takes no jobs. The device is our connection, or the agent's process.
+Its case of job completion is in test_jobs_agent.py. The device is our connection, or the agent's process.
 """
 
 import asyncio
@@ -524,5 +524,5 @@ def test_security_policy_has_no_wildcard_in_what_it_may_do() -> None:
         for resource in statement["Resource"]:
             kind, _, name = resource.split(":", 5)[5].partition("/")
             assert kind in ("client", "topic", "topicfilter")
-            # At most the last level below a name of ours: answers, shared subscriptions, the thing's own shadows.
+            # At most the last level below a name of ours: answers, shared subscriptions, the thing's shadows and jobs.
             assert re.fullmatch(r"[^*?]+(?<=/)\*|[^*?]+", name)

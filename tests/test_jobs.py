@@ -422,6 +422,19 @@ async def test_a_restart_that_was_cancelled_before_it_could_be_told_is_not_done(
     assert device.restarts == 0
 
 
+@pytest.mark.parametrize("payload", [b"", b"{", b"[]", b'{"execution": 5}', b'{"execution": {"jobId": 7}}', b"\xff"])
+async def test_garbage_on_the_topic_of_new_jobs_does_no_harm(
+    device: Device, cloud: LocalCloud, payload: bytes
+) -> None:
+    other = cloud.connect(cloud.thing("other"))
+    for _ in range(3):
+        other.publish(f"$aws/things/{device.thing}/jobs/notify-next", payload)
+    other.quiet()
+    cloud.close_clients()
+    device.count.steps(3)
+    await device.until(device.desk.create(COUNT, "j"), "SUCCEEDED")
+
+
 # -- what is not allowed ------------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,9 @@ class Device(AgentProcess):
         file = self.data_dir / WORK
         return file.read_text().splitlines() if file.exists() else []
 
+    def until_work(self, last: str) -> None:
+        wait_until(lambda: self.work[-1:] == [last])
+
     def ended_with(self, timeout_s: float = 20.0) -> int:
         assert self.process is not None
         return self.process.wait(timeout_s)
@@ -45,18 +48,13 @@ def desk(cloud: LocalCloud) -> Desk:
     return Desk(cloud, "device")
 
 
-def test_device_advisor_job_completion(device: Device, desk: Desk) -> None:
-    """AWS's suite gives the device a job and waits until it has succeeded."""
-    device.may_count_to(4)
-    desk.until(desk.create(COUNT, "job"), "SUCCEEDED", counted="4")
-
-
-def test_questions_are_answered_while_a_job_runs(device: Device, desk: Desk, app: Client) -> None:
+def test_a_job_runs_to_its_end_and_questions_are_answered_meanwhile(device: Device, desk: Desk, app: Client) -> None:
+    """The case of job completion of AWS's Device Advisor, and more."""
     desk.create(COUNT, "job")
     desk.until("job", "IN_PROGRESS")
     assert first(app.ask(QUESTION)) == ANSWER
     device.may_count_to(4)
-    desk.until("job", "SUCCEEDED")
+    desk.until("job", "SUCCEEDED", counted="4")
 
 
 def test_a_job_goes_on_after_kill_9_from_where_it_was_told_to_stand(device: Device, desk: Desk) -> None:
@@ -97,20 +95,17 @@ def test_a_job_to_restart_ends_the_agent_in_order_and_succeeds_in_the_next_run(d
     assert device.process.poll() is None, "once is enough"
 
 
-@pytest.mark.parametrize(("what", "status"), [("cancel", "CANCELED"), ("delete", None), ("time out", "TIMED_OUT")])
-def test_a_whole_agent_lets_go_of_a_job_that_is_no_longer_its_own(
-    device: Device, desk: Desk, what: str, status: str | None
-) -> None:
-    job = desk.create(COUNT, "job", timeout_minutes=0.02 if what == "time out" else None)
+def test_a_whole_agent_lets_go_of_jobs_that_are_no_longer_its_own(device: Device, desk: Desk) -> None:
     device.may_count_to(1)
-    wait_until(lambda: device.work == ["job 0"])
-    if what != "time out":
-        (desk.cancel if what == "cancel" else desk.delete)(job, force=True)
-    wait_until(lambda: device.work == ["job 0", "job told to end"])
+    for what in ("cancelled", "deleted", "late"):
+        desk.create(COUNT, what, timeout_minutes=0.02 if what == "late" else None)
+        device.until_work(f"{what} 0")
+        if what != "late":
+            (desk.cancel if what == "cancelled" else desk.delete)(what, force=True)
+        device.until_work(f"{what} told to end")
     device.may_count_to(4)
     desk.until(desk.create(COUNT, "next"), "SUCCEEDED")
-    if status:
-        assert desk.get(job)["status"] == status
+    assert [desk.get(job)["status"] for job in ("cancelled", "late")] == ["CANCELED", "TIMED_OUT"]
 
 
 def test_the_end_of_a_job_is_told_once_a_frozen_link_is_replaced(device: Device, desk: Desk, cloud: LocalCloud) -> None:
