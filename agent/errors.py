@@ -94,6 +94,17 @@ class SupersededError(CorpusError):
         super().__init__(message, hint="run it again: it will go to the new one")
 
 
+class HarvestError(CorpusError):
+    """arXiv's interface cannot be reached, or its answers not be used; what came before is kept.
+
+    `retry_after_s` is how long it has asked to be left alone.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s: Final = retry_after_s
+
+
 class ShortageError(CorpusError):
     """The disk is full or read-only: the files are whole, and the same may work later."""
 

@@ -88,7 +88,8 @@ ONLY_IMPORTERS = {
     "huggingface_hub": {"model/fetch.py"},
     "securesystemslib": {"repository/framework.py"},
     "tuf": {"repository/framework.py"},
-    "urllib3": {"repository/transport.py"},
+    "urllib3": {"corpus/oai.py", "repository/transport.py"},
+    "xml": {"corpus/oai_xml.py"},
 }
 MAX_LINES = 400
 
