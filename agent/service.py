@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from agent.cloud.jobs import Jobs, Operation
     from agent.cloud.link import CloudLink
     from agent.cloud.shadow import ShadowSync
+    from agent.corpus.harvest_timer import HarvestTimer
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class MQTTSearchService:
             pool=lambda: self.api.pool,
             file=HeartbeatFile(self.config.data_dir),
         )
+        self._harvest: Final = self._harvest_timer()
         self._keeper: Final = CorpusKeeper(
             self.api,
             self._journal,
@@ -163,6 +165,15 @@ class MQTTSearchService:
 
         return {"agent.restart": restart_agent}
 
+    def _harvest_timer(self) -> "HarvestTimer | None":
+        wanted = self.config.corpus.harvest
+        if not (wanted.categories and wanted.interval_s):
+            return None
+        # Loads an HTTP client, which a device that harvests nothing need not hold in memory.
+        from agent.corpus.harvest_timer import HarvestTimer
+
+        return HarvestTimer(self.api, self._updates.apply, self._database, done=self._follow_from_thread)
+
     def stop(self) -> None:
         """Ask `run_forever` to end in order."""
         self._stop.set()
@@ -188,6 +199,8 @@ class MQTTSearchService:
             self.api.workers,
             self.api.footprint.memory_mib,
         )
+        if self._harvest:
+            self._harvest.start()
         try:
             async with asyncio.TaskGroup() as tasks:
                 loops = [
@@ -210,6 +223,8 @@ class MQTTSearchService:
 
     async def _shut_down(self) -> None:
         """Within 5 s, whatever is under way: each wait below is bounded."""
+        if self._harvest:
+            self._harvest.stop()
         await asyncio.gather(*(channel.close() for channel in self._channels))
         # Building an index of many vectors cannot be interrupted, and need not be waited for: papers.db is safe to
         # leave at any moment, and half a segment is never used.
@@ -228,6 +243,8 @@ class MQTTSearchService:
     def _close(self, working: list[Future[None]]) -> None:
         """Put away what is worth it. What a search, a person or a slow disk holds on to is safe to leave, too."""
         wait(working)
+        if self._harvest:
+            self._harvest.stop(CLOSE_TIMEOUT_S)
         self._keeper.close()
         self._database.close()
         self.api.close()
@@ -314,6 +331,10 @@ class MQTTSearchService:
     def _report_from_thread(self) -> None:
         with suppress(RuntimeError):  # a loop that has ended reports nothing any more
             self._loop.call_soon_threadsafe(self._report_everywhere)
+
+    def _follow_from_thread(self) -> None:
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._follow_now.set)
 
     def _report_links(self) -> None:
         """A link that came up, went or got into trouble is of interest on the others; each failed attempt is not."""

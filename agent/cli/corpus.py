@@ -8,6 +8,7 @@ import click
 from agent.cli.context import State, as_json, pass_state, print_json, progress_bar
 from agent.cli.packs import pack
 from agent.cli.repository import keys, publish
+from agent.cli.harvest import harvest
 from agent.cli.switching import rollback
 from agent.cli.upkeep import add, export, rebuild, remove, verify
 
@@ -166,5 +167,5 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
 
 
-for command in (add, remove, export, verify, rebuild, pack, keys, publish, rollback):
+for command in (add, remove, export, verify, rebuild, pack, keys, publish, rollback, harvest):
     corpus.add_command(command)

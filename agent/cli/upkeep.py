@@ -66,7 +66,7 @@ def _apply(state: State, update: "CorpusUpdate", as_json: bool) -> None:
     with SearchAPI(state.config) as api:
         api.open(owner=True, model=False)
         state.warn_of_own_folder()
-        counts = _applied(api, update, journal)
+        counts = applied(api, update, journal)
         index = api.engine.index
         if index.writable:
             index.catch_up()
@@ -78,7 +78,7 @@ def _apply(state: State, update: "CorpusUpdate", as_json: bool) -> None:
         click.echo(", ".join(f"{count} {name}" for name, count in counts.items() if count) or "nothing to change")
 
 
-def _applied(api: "SearchAPI", update: "CorpusUpdate", journal: "Journal") -> dict[str, int]:
+def applied(api: "SearchAPI", update: "CorpusUpdate", journal: "Journal") -> dict[str, int]:
     """As apply_update; where another generation is taking the place of the open one, on that."""
     from agent.corpus.updates import apply_update
     from agent.errors import SupersededError

@@ -1,0 +1,128 @@
+"""The running agent's harvests: one each interval, later and later while they fail, in a thread of their own."""
+
+import datetime as dt
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from agent.corpus.harvest import Apply, Harvester, harvester_of
+from agent.corpus.oai import SPACING_S
+from agent.errors import AgentError, HarvestError
+from agent.search.api import SearchAPI
+from agent.store.agent_db import AgentDatabase
+
+log = logging.getLogger(__name__)
+
+JITTER: Final = 0.1
+"""Of the interval: not all devices should come at the same moment of the day."""
+MAX_JITTER_S: Final = 600.0
+RETRY_S: Final = 300.0
+"""After the first failure; doubled by each further one, up to the interval."""
+
+
+def wait_s(interval_s: float, failures: int, since_last_s: float | None, chance: float) -> float:
+    """How long to wait for the next harvest.
+
+    `since_last_s` is how long ago the last complete one was, None where that is not known; `chance` is 0 to 1.
+    """
+    jitter_s = min(JITTER * interval_s, MAX_JITTER_S) * chance
+    if failures:
+        return min(RETRY_S * 2.0 ** min(failures - 1, 20), interval_s) + jitter_s
+    # A clock that was set makes nonsense of the difference; then one interval is waited at most.
+    left_s = interval_s - since_last_s if since_last_s is not None else 0.0
+    return min(max(left_s, 0.0), interval_s) + jitter_s
+
+
+class HarvestTimer:
+    """Harvests what the configuration names until stopped. `start` is called once."""
+
+    def __init__(
+        self,
+        api: SearchAPI,
+        apply: Apply,
+        database: AgentDatabase,
+        *,
+        done: Callable[[], None],
+        spacing_s: float = SPACING_S,
+    ) -> None:
+        """`api` is open when `start` is called; `done` is called after each harvest, in its thread."""
+        self._api: Final = api
+        self._apply: Final = apply
+        self._database: Final = database
+        self._done: Final = done
+        self._spacing_s: Final = spacing_s
+        self._interval_s: Final = float(api.config.corpus.harvest.interval_s)
+        self._stop: Final = threading.Event()
+        self._failures = 0
+        self._next_s = 0.0  # time.time()
+        self._last_s = 0.0
+        self._running = False
+        self._error: str | None = None
+        # A socket that is being read cannot be interrupted, and need not be waited for: what was applied is durable.
+        self._thread: Final = threading.Thread(target=self._run, name="harvest", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 0.0) -> bool:
+        """Ask it to end; whether it has within that time."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def state(self) -> dict[str, Any]:
+        """For the status: `running`, `last` and `next` as UTC times or None, `error` of the last attempt or None."""
+        return {
+            "running": self._running,
+            "last": _utc(self._last_s),
+            "next": _utc(self._next_s),
+            "error": self._error,
+        }
+
+    def _run(self) -> None:
+        asked_s = 0.0  # what the repository has asked to be left alone for
+        harvester = harvester_of(self._api, self._apply, self._database, stop=self._stop, spacing_s=self._spacing_s)
+        while True:
+            self._last_s = harvester.finished_s()
+            ago_s = time.time() - self._last_s if self._last_s else None
+            pause_s = max(wait_s(self._interval_s, self._failures, ago_s, random.random()), asked_s)  # noqa: S311
+            self._next_s = time.time() + pause_s
+            if self._stop.wait(min(pause_s, threading.TIMEOUT_MAX)):
+                return
+            asked_s = self._once(harvester)
+            self._done()
+
+    def _once(self, harvester: Harvester) -> float:
+        """How long the repository wants to be left alone."""
+        self._running = True
+        try:
+            report = harvester.harvest()
+        except HarvestError as error:
+            self._failed(error.message)
+            return error.retry_after_s or 0.0
+        except AgentError as error:
+            self._failed(error.message)
+        except Exception as error:
+            log.exception("the harvest failed; the agent goes on without")
+            self._failed(f"{type(error).__name__}: {error}")
+        else:
+            self._failures, self._error = 0, None
+            if report.complete:
+                log.info("harvest: %d added, %d updated, %d removed", report.added, report.updated, report.removed)
+        finally:
+            self._running = False
+        return 0.0
+
+    def _failed(self, message: str) -> None:
+        self._failures += 1
+        if message != self._error:  # said once: a device may be without a network for months
+            log.warning("the harvest failed and is tried again: %s", message)
+        self._error = message
+
+
+def _utc(moment_s: float) -> str | None:
+    return dt.datetime.fromtimestamp(moment_s, dt.UTC).isoformat(timespec="seconds") if moment_s else None
