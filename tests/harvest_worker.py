@@ -18,9 +18,9 @@ CONTACT = "mailto:ada@example.org"
 SPACING_S = 0.002
 
 
-def config_of(url: str, data_dir: Path, categories: str = "[cs.LG]") -> Config:
-    prefix = "ARXPLORER__CORPUS__HARVEST__"
-    environment = {f"{prefix}URL": url, f"{prefix}CONTACT": CONTACT, f"{prefix}CATEGORIES": categories}
+def config_of(url: str, data_dir: Path, categories: str = "[cs.LG]", interval_s: str = "0") -> Config:
+    given = {"URL": url, "CONTACT": CONTACT, "CATEGORIES": categories, "INTERVAL_S": interval_s}
+    environment = {f"ARXPLORER__CORPUS__HARVEST__{name}": value for name, value in given.items()}
     return load_config(environment=environment, data_dir=data_dir)
 
 

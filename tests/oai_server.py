@@ -5,12 +5,14 @@ hold the request they continue, errors with status 200.
 """
 
 import gzip
+import ssl
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlencode, urlsplit
 from xml.sax.saxutils import escape
@@ -122,6 +124,7 @@ class OaiServer:
     epoch: int = 0  # tokens of an earlier one have expired
 
     def __enter__(self) -> Self:
+        self._scheme = "http"
         self._last: float | None = None
         self._open = 0
         self._guard = threading.Lock()
@@ -141,7 +144,14 @@ class OaiServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/oai"
+        return f"{self._scheme}://127.0.0.1:{self.port}/oai"
+
+    def use_tls(self, certificate: Path) -> None:
+        """From the next connection on; the file holds the certificate and its key."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self._scheme = "https"
 
     def began(self, parameters: dict[str, str], agent: str) -> None:
         with self._guard:

@@ -155,6 +155,7 @@ def test_no_module_is_two_rooms_in_one(path: Path) -> None:
     [
         ["--help"],
         ["corpus", "import", "--help"],
+        ["corpus", "harvest", "--help"],
         ["run", "--help"],
         ["health", "--help"],
         ["local-cloud", "--help"],

@@ -1,24 +1,21 @@
 """`corpus harvest` over real HTTP into a real corpus: all of it once, from where it was, whatever happens on the way."""
 
-import json
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, run_command, wait_until
+from conftest import ROOT
 from crash_cases import cases, killed_at
 from harvest_worker import CONTACT, harvest
 from oai_server import OaiPaper, OaiServer, body, busy, cut, papers, shortened
 
 from agent.config import load_config
 from agent.corpus.harvest import FIRST_DAYS, LOCK, POSITION
-from agent.corpus.harvest_timer import wait_s
 from agent.domain import Paper
 from agent.errors import ConfigError, HarvestError
 from agent.search import SearchAPI
@@ -309,86 +306,3 @@ def test_what_came_before_a_damaged_page_stays(server: OaiServer, data_dir: Path
         harvest(server.url, data_dir)
     assert len(ids(data_dir)) == 10
     assert position(data_dir)["cs.LG"]["listing"]["token"]
-
-
-# -- the command and the timer -----------------------------------------------------------------------------------------
-
-
-def harvest_environment(server: OaiServer, **more: str) -> dict[str, str]:
-    prefix = "ARXPLORER__CORPUS__HARVEST__"
-    return {
-        f"{prefix}URL": server.url,
-        f"{prefix}CONTACT": CONTACT,
-        **{f"{prefix}{name}": value for name, value in more.items()},
-    }
-
-
-def test_the_command_makes_new_papers_searchable_and_reports_in_json(server: OaiServer, data_dir: Path) -> None:
-    server.page_size, server.spacing_s = 100, 2.9
-    environment = harvest_environment(server)
-    done = run_command("corpus", "harvest", "--category", "cs.LG", "--json", data_dir=data_dir, **environment)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert (report["added"], report["malformed"], report["pages"], report["complete"]) == (30, 0, 1, True)
-    found = run_command("search", "word17", "--mode", "semantic", "--json", data_dir=data_dir, **environment)
-    assert json.loads(found.stdout)["results"][0]["arxiv_id"] == "2611.00017"
-
-
-def test_the_command_fails_with_a_hint_where_nobody_answers_and_says_what_it_has(
-    server: OaiServer, data_dir: Path
-) -> None:
-    server.trouble.extend([body(b"", 404)])
-    done = run_command(
-        "corpus",
-        "harvest",
-        "--category",
-        "cs.LG",
-        "--since",
-        "2026-11-01",
-        "--json",
-        data_dir=data_dir,
-        **harvest_environment(server),
-    )
-    assert done.returncode == 1
-    assert b"Hint:" in done.stderr
-    assert "404" in json.loads(done.stdout)["error"]
-    done = run_command("corpus", "harvest", data_dir=data_dir, **harvest_environment(server))
-    assert (done.returncode, b"corpus.harvest.categories" in done.stderr) == (1, True)
-
-
-def test_the_running_agent_harvests_by_itself_and_answers_from_what_came(
-    server: OaiServer, start_agent, sample_data_dir, broker, client
-) -> None:
-    server.page_size = 100
-    agent = start_agent(
-        sample_data_dir, broker.port, **harvest_environment(server, CATEGORIES="[cs.LG]", INTERVAL_S="1")
-    )
-
-    def found() -> bool:
-        answer = client.ask({"query": "2611.00017"})
-        return bool(answer["results"]) and answer["results"][0]["arxiv_id"] == "2611.00017"
-
-    wait_until(found)
-    wait_until(lambda: len(listings(server)) >= 2)  # the next one, an interval later
-    started = time.monotonic()
-    assert agent.stop() == 0
-    assert time.monotonic() - started < 15
-
-
-@pytest.mark.parametrize(
-    ("failures", "since_last_s", "chance", "expected"),
-    [
-        (0, None, 0.0, 0.0),
-        (0, None, 1.0, 600.0),
-        (0, 3600.0, 0.0, 82_800.0),
-        (0, 1e9, 0.5, 300.0),
-        (0, -1e9, 0.0, 86_400.0),
-        (1, None, 0.0, 300.0),
-        (3, 0.0, 0.0, 1200.0),
-        (1000, 0.0, 1.0, 87_000.0),
-    ],
-)
-def test_the_timer_waits_an_interval_and_longer_and_longer_after_failures(
-    failures, since_last_s, chance, expected
-) -> None:
-    assert wait_s(86_400.0, failures, since_last_s, chance) == expected

@@ -4,8 +4,10 @@ import datetime as dt
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
+import trustme
 from oai_server import OaiServer, body, busy, cut, papers, shortened
 
 from agent import __version__
@@ -193,6 +195,28 @@ def test_no_redirect_is_followed_to_where_nobody_proves_who_they_are(target: str
     with pytest.raises(HarvestError, match="nobody proves"):
         listed(server)
     assert len(server.requests) == 1
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 with its key, and the authority that vouches for it."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    return tmp_path / "server.pem", tmp_path / "authority.pem"
+
+
+def test_a_certificate_is_verified_and_https_is_not_left(certificates, server: OaiServer, monkeypatch) -> None:
+    server.use_tls(certificates[0])
+    with pytest.raises(HarvestError, match="certificate is refused") as caught:
+        listed(server)
+    assert "clock" in (caught.value.hint or "")
+    assert server.requests == []
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates[1]))  # as if the system knew it
+    assert len(listed(server).records) == 3
+    server.trouble.extend([body(b"", 302, Location=server.url.replace("https", "http"))])
+    with pytest.raises(HarvestError, match="nobody proves"):
+        listed(server)
 
 
 @pytest.mark.parametrize(("status", "word"), [(403, "shut this device out"), (404, "corpus.harvest.url")])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @pass_state
 def harvest(state: State, categories: tuple[str, ...], since: str, as_json: bool) -> None:
     """Fetch new papers from arXiv's OAI-PMH interface; the first time those of the last week."""
-    from contextlib import closing
+    from contextlib import closing, suppress
     from functools import partial
 
     import msgspec
@@ -43,7 +43,8 @@ def harvest(state: State, categories: tuple[str, ...], since: str, as_json: bool
                 apply = partial(applied, api, journal=Journal(database))
                 harvester_of(api, apply, database, progress=progress).harvest(categories, since=since, report=report)
         except AgentError as error:  # what was done before it is told all the same
-            _embed(api)
+            with suppress(AgentError):
+                _embed(api)
             if as_json:
                 print_json({**msgspec.to_builtins(report), "error": error.message})
             else:

@@ -283,7 +283,9 @@ class _List:
         code, message = page.error
         raise HarvestError(
             f"{url} refuses {self._category}: {code}: {message}",
-            hint="is it a category of arXiv?" if code == "badArgument" else "see corpus.harvest.url",
+            hint="is it a category of arXiv, and the day one on which arXiv was there?"
+            if code == "badArgument"
+            else "see corpus.harvest.url",
         )
 
 

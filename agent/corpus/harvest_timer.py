@@ -21,19 +21,23 @@ JITTER: Final = 0.1
 MAX_JITTER_S: Final = 600.0
 RETRY_S: Final = 300.0
 """After the first failure; doubled by each further one, up to the interval."""
+LOOK_S: Final = 60.0
+"""So often the clock is looked at."""
 
 
-def wait_s(interval_s: float, failures: int, since_last_s: float | None, chance: float) -> float:
-    """How long to wait for the next harvest.
-
-    `since_last_s` is how long ago the last complete one was, None where that is not known; `chance` is 0 to 1.
-    """
+def pause_s(interval_s: float, failures: int, chance: float) -> float:
+    """How long to leave arXiv alone at least, from now on; `chance` is 0 to 1."""
     jitter_s = min(JITTER * interval_s, MAX_JITTER_S) * chance
-    if failures:
-        return min(RETRY_S * 2.0 ** min(failures - 1, 20), interval_s) + jitter_s
-    # A clock that was set makes nonsense of the difference; then one interval is waited at most.
-    left_s = interval_s - since_last_s if since_last_s is not None else 0.0
-    return min(max(left_s, 0.0), interval_s) + jitter_s
+    return jitter_s + (min(RETRY_S * 2.0 ** min(failures - 1, 20), interval_s) if failures else 0.0)
+
+
+def left_s(interval_s: float, ago_s: float | None, here_s: float) -> float:
+    """What is left of the interval.
+
+    `ago_s` is how long ago the last complete harvest was by the clock of this device, None: never; negative, if that
+    clock was set. `here_s` is how long the timer has been waiting for the next.
+    """
+    return 0.0 if ago_s is None else max(interval_s - max(ago_s, here_s), 0.0)
 
 
 class HarvestTimer:
@@ -86,15 +90,23 @@ class HarvestTimer:
     def _run(self) -> None:
         asked_s = 0.0  # what the repository has asked to be left alone for
         harvester = harvester_of(self._api, self._apply, self._database, stop=self._stop, spacing_s=self._spacing_s)
-        while True:
-            self._last_s = harvester.finished_s()
-            ago_s = time.time() - self._last_s if self._last_s else None
-            pause_s = max(wait_s(self._interval_s, self._failures, ago_s, random.random()), asked_s)  # noqa: S311
-            self._next_s = time.time() + pause_s
-            if self._stop.wait(min(pause_s, threading.TIMEOUT_MAX)):
-                return
+        while not self._wait(harvester.finished_s(), asked_s):
             asked_s = self._once(harvester)
             self._done()
+
+    def _wait(self, finished_s: float, asked_s: float) -> bool:
+        """Wait until the next harvest is due; true when it is time to stop instead."""
+        self._last_s = finished_s
+        begun_s = time.monotonic()
+        least_s = max(pause_s(self._interval_s, self._failures, random.random()), asked_s)  # noqa: S311
+        while True:
+            here_s = time.monotonic() - begun_s
+            # Asked anew each time: on a device without a battery the clock is set when the network is there.
+            ago_s = time.time() - finished_s if finished_s else None
+            left = max(least_s - here_s, 0.0 if self._failures else left_s(self._interval_s, ago_s, here_s))
+            self._next_s = time.time() + left
+            if left <= 0.0 or self._stop.wait(min(left, LOOK_S)):
+                return self._stop.is_set()
 
     def _once(self, harvester: Harvester) -> float:
         """How long the repository wants to be left alone."""

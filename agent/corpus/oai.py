@@ -75,7 +75,11 @@ class OaiClient:
         self._quiet_since = clock()
         self.waited_s = 0.0
         """Because the other side had asked for it, or something had gone wrong."""
-        headers = {"User-Agent": user_agent(contact), "Accept": "application/xml, text/xml", "Accept-Encoding": "gzip"}
+        headers = {
+            "User-Agent": user_agent(contact),
+            "Accept": "application/xml, text/xml, */*;q=0.1",
+            "Accept-Encoding": "gzip",
+        }
         timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S)
         self._pool: Final = urllib3.PoolManager(
             num_pools=1,
@@ -113,10 +117,11 @@ class OaiClient:
             except _AgainError as failure:
                 wait_s = self._spacing_s * 2**attempt if failure.wait_s is None else failure.wait_s
                 if attempt == MAX_TRIES or waited_s + wait_s > MAX_WAIT_S:
+                    later = f"in {failure.wait_s:.0f} s" if failure.wait_s else "later"
                     raise HarvestError(
                         f"{self._url}: {failure}",
                         retry_after_s=failure.wait_s,
-                        hint="the position is kept: try again later",
+                        hint=f"try again {later}: it goes on from where it was",
                     ) from failure
                 log.info("%s; asking again in %.0f s", failure, wait_s)
                 self._pause(wait_s)
