@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_command
 from crash_cases import cases, killed_at
 from harvest_worker import CONTACT, harvest
 from oai_server import OaiPaper, OaiServer, body, busy, cut, papers, shortened
@@ -129,6 +129,19 @@ def test_deleted_records_remove_the_papers_that_are_there(server: OaiServer, dat
     assert (report.removed, report.malformed) == (2, 0)
     assert len(ids(data_dir)) == 28
     assert not {"2611.00003", "2611.00004"} & set(ids(data_dir))
+
+
+def test_papers_that_were_removed_here_do_not_come_back(server: OaiServer, data_dir: Path) -> None:
+    harvest(server.url, data_dir)
+    here = {"2611.00002", "2611.00025"}
+    assert run_command("corpus", "remove", *here, data_dir=data_dir).returncode == 0
+    report = harvest(server.url, data_dir, since="2026-11-01")
+    assert (report.added, report.unchanged, report.unwanted) == (0, 28, 2)
+    assert not here & set(ids(data_dir))
+    assert (
+        run_command("corpus", "add", '{"arxiv_id": "2611.00002", "title": "Again"}', data_dir=data_dir).returncode == 0
+    )
+    assert harvest(server.url, data_dir, since="2026-11-01").unwanted == 1, "a person has changed their mind"
 
 
 def test_malformed_records_are_counted_and_named_and_the_others_are_taken(server: OaiServer, data_dir: Path) -> None:

@@ -41,7 +41,10 @@ def harvest(state: State, categories: tuple[str, ...], since: str, as_json: bool
                 progress_bar("harvesting", total=None, shown=not as_json) as progress,
             ):
                 apply = partial(applied, api, journal=Journal(database))
-                harvester_of(api, apply, database, progress=progress).harvest(categories, since=since, report=report)
+                harvester = harvester_of(
+                    api, apply, database, progress=progress, say=lambda why: click.echo(why, err=True)
+                )
+                harvester.harvest(categories, since=since, report=report)
         except AgentError as error:  # what was done before it is told all the same
             with suppress(AgentError):
                 _embed(api)
@@ -75,7 +78,7 @@ def _embed(api: "SearchAPI") -> None:
 def _show(report: "HarvestReport") -> None:
     from agent.corpus.harvest import COUNTS
 
-    counts = {name: getattr(report, name) for name in (*COUNTS, "malformed")}
+    counts = {name: getattr(report, name) for name in (*COUNTS, "unwanted", "malformed")}
     told = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "nothing new"
     waited = f", {report.waited_s:.0f} s waited because arXiv was busy or not there" if report.waited_s else ""
     click.echo(f"{told} ({report.pages} pages{waited})")

@@ -8,7 +8,7 @@ import datetime as dt
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -28,6 +28,7 @@ from agent.search.api import SearchAPI
 from agent.search.text import arxiv_id_forms, category_query_term
 from agent.store.agent_db import AgentDatabase
 from agent.store.generations import FolderLock
+from agent.store.journal import Journal
 from agent.store.remembered import Remembered
 
 log = logging.getLogger(__name__)
@@ -77,13 +78,17 @@ class Position(Struct, forbid_unknown_fields=True):
 
 
 class HarvestReport(Struct):
-    """What a harvest did; `complete` unless it was stopped. `problems` names the first malformed records."""
+    """What a harvest did; `complete` unless it was stopped.
+
+    `unwanted` are papers that were removed on this device before. `problems` names the first malformed records.
+    """
 
     added: int = 0
     updated: int = 0
     unchanged: int = 0
     older: int = 0
     removed: int = 0
+    unwanted: int = 0
     malformed: int = 0
     pages: int = 0
     waited_s: float = 0.0
@@ -103,14 +108,16 @@ class Harvester:
         lock: Path,
         stop: threading.Event | None = None,
         holds: Callable[[str], bool] = lambda _: True,
+        removed: Callable[[Sequence[str]], Collection[str]] = lambda _: (),
         progress: Progress = lambda _: None,
+        say: Callable[[str], None] = log.info,
         spacing_s: float = SPACING_S,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`lock` is a file, and `stop` ends a harvest between two steps or in a wait.
 
-        `holds` says whether a paper is in the corpus: others need not be removed. `progress` takes the number of
-        records so far.
+        `holds` says whether a paper is in the corpus: others need not be removed. `removed` says which of some papers
+        were removed on this device: they do not come back with the next page that names them. `progress` takes the
+        number of records so far, `say` is told why it is waiting.
         """
         self._config: Final = config
         self._apply: Final = apply
@@ -118,9 +125,10 @@ class Harvester:
         self._lock: Final = lock
         self._stop: Final = stop or threading.Event()
         self._holds: Final = holds
+        self._removed: Final = removed
         self._progress: Final = progress
         self._spacing_s: Final = spacing_s
-        self._clock: Final = clock
+        self._say: Final = say
 
     def finished_s(self) -> float:
         """When a harvest was last complete, in seconds since 1970 by the clock of this device; 0: never."""
@@ -139,7 +147,7 @@ class Harvester:
         if since and not (is_date(since) and len(since) == len("YYYY-MM-DD")):
             raise ConfigError(f"expected YYYY-MM-DD, got {since!r}", path="--since")
         client = OaiClient(
-            self._config.url, self._config.contact, wait=self._stop.wait, spacing_s=self._spacing_s, clock=self._clock
+            self._config.url, self._config.contact, wait=self._stop.wait, spacing_s=self._spacing_s, say=self._say
         )
         with closing(client), FolderLock(self._lock) as lock:
             if not lock.acquire():
@@ -190,12 +198,15 @@ class Harvester:
             if start:
                 crash_point("harvest.take:half-a-page")
             add, remove = _read(records[start : start + SLICE], category, report)
+            unwanted = set(self._removed([record["id"] for record in add])) if add else set()
+            wanted = tuple(record for record in add if record["id"] not in unwanted)
             gone = tuple(arxiv_id for arxiv_id in remove if self._holds(arxiv_id))
-            if add or gone:
-                counts = self._apply(CorpusUpdate(add=add, remove=gone))
+            report.unwanted += len(add) - len(wanted)
+            if wanted or gone:
+                counts = self._apply(CorpusUpdate(add=wanted, remove=gone))
                 for name in COUNTS:
                     setattr(report, name, getattr(report, name) + counts.get(name, 0))
-            self._progress(report.malformed + sum(getattr(report, name) for name in COUNTS))
+            self._progress(report.malformed + report.unwanted + sum(getattr(report, name) for name in COUNTS))
 
 
 def harvester_of(api: SearchAPI, apply: Apply, database: AgentDatabase, **options: Any) -> Harvester:
@@ -206,8 +217,15 @@ def harvester_of(api: SearchAPI, apply: Apply, database: AgentDatabase, **option
         engine = api.engine  # kept while its index is used, or it might be closed
         return any(engine.index.papers.find(form) for form in arxiv_id_forms(arxiv_id))
 
-    position = Remembered(database, POSITION)
-    return Harvester(config.corpus.harvest, apply, position, lock=config.data_dir / LOCK, holds=holds, **options)
+    return Harvester(
+        config.corpus.harvest,
+        apply,
+        Remembered(database, POSITION),
+        lock=config.data_dir / LOCK,
+        holds=holds,
+        removed=Journal(database).removed,
+        **options,
+    )
 
 
 class _List:

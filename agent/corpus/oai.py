@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
-from urllib3.exceptions import HTTPError, SSLError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 
 from agent import __version__
 from agent.corpus.oai_xml import Page, PageError, UnsafePageError, read_page
@@ -25,6 +25,8 @@ SPACING_S: Final = 3.0
 """arXiv's terms: no more than one request every three seconds."""
 MAX_TRIES: Final = 6
 """Of one page. With pauses that double, a repository has a good minute and a half to recover."""
+UNREACHABLE_TRIES: Final = 3
+"""Where nobody answers at all: a person is waiting, or the timer comes again."""
 MAX_WAIT_S: Final = 600.0
 """Longest wait for one page that a repository may ask for; beyond it the harvest ends, and goes on another time."""
 MAX_REDIRECTS: Final = 5
@@ -47,11 +49,12 @@ class StoppedError(Exception):
 
 
 class _AgainError(Exception):
-    """What may pass by itself; `wait_s` is how long the other side has asked for."""
+    """What may pass by itself in so many `tries`; `wait_s` is how long the other side has asked for."""
 
-    def __init__(self, reason: str, wait_s: float | None = None) -> None:
+    def __init__(self, reason: str, *, wait_s: float | None = None, tries: int = MAX_TRIES) -> None:
         super().__init__(reason)
         self.wait_s: Final = wait_s
+        self.tries: Final = tries
 
 
 class OaiClient:
@@ -65,12 +68,17 @@ class OaiClient:
         wait: Wait,
         spacing_s: float = SPACING_S,
         clock: Callable[[], float] = time.monotonic,
+        say: Callable[[str], None] = log.info,
     ) -> None:
-        """`contact` goes into the User-Agent. Raises ConfigError for an address or a contact that cannot be used."""
+        """`contact` goes into the User-Agent; `say` is told why it waits.
+
+        Raises ConfigError for an address or a contact that cannot be used.
+        """
         self._url: Final = _checked_url(url)
         self._wait: Final = wait
         self._spacing_s: Final = spacing_s
         self._clock: Final = clock
+        self._say: Final = say
         # Another process, killed or finished, may have asked a moment ago: the first request waits as well.
         self._quiet_since = clock()
         self.waited_s = 0.0
@@ -116,14 +124,14 @@ class OaiClient:
                 return self._follow(fields)
             except _AgainError as failure:
                 wait_s = self._spacing_s * 2**attempt if failure.wait_s is None else failure.wait_s
-                if attempt == MAX_TRIES or waited_s + wait_s > MAX_WAIT_S:
+                if attempt >= failure.tries or waited_s + wait_s > MAX_WAIT_S:
                     later = f"in {failure.wait_s:.0f} s" if failure.wait_s else "later"
                     raise HarvestError(
                         f"{self._url}: {failure}",
                         retry_after_s=failure.wait_s,
                         hint=f"try again {later}: it goes on from where it was",
                     ) from failure
-                log.info("%s; asking again in %.0f s", failure, wait_s)
+                self._say(f"{failure}; asking again in {wait_s:.0f} s")
                 self._pause(wait_s)
                 waited_s += wait_s
                 self.waited_s += wait_s
@@ -158,8 +166,10 @@ class OaiClient:
             raise HarvestError(
                 f"{self._url}: its certificate is refused: {error}", hint="is the clock of this device right?"
             ) from error
+        except (NewConnectionError, ConnectTimeoutError) as error:
+            raise _AgainError(f"it cannot be reached ({error})", tries=UNREACHABLE_TRIES) from error
         except (HTTPError, OSError) as error:
-            raise _AgainError(f"it cannot be reached, or the connection broke off ({error})") from error
+            raise _AgainError(f"the connection broke off ({error})") from error
         finally:
             self._quiet_since = self._clock()
 
@@ -169,7 +179,7 @@ class OaiClient:
             return str(headers["Location"])
         if status in FLOW_CONTROL:
             wait_s = retry_after_s(headers.get("Retry-After"), headers.get("Date"))
-            raise _AgainError(f"it answers {status}: come back later", wait_s)
+            raise _AgainError(f"it answers {status}: come back later", wait_s=wait_s)
         if status >= 500:  # noqa: PLR2004
             raise _AgainError(f"it answers {status}")
         if status != 200:  # noqa: PLR2004

@@ -5,6 +5,7 @@ before the change in papers.db is committed, and under the lock of papers.db, so
 grows by about 1.5 KB a paper, and nothing is forgotten: another generation may lack what this one holds.
 """
 
+import json
 import logging
 import sqlite3
 import zlib
@@ -99,6 +100,12 @@ class Journal:
             if entries or not rows:
                 return entries
             seq = rows[-1][0]
+
+    def removed(self, arxiv_ids: Sequence[str]) -> set[str]:
+        """Which of these papers were removed here. Raises ShortageError where agent.db cannot be read."""
+        query = "SELECT * FROM journal WHERE paper IS NULL AND arxiv_id IN (SELECT value FROM json_each(?))"
+        rows = self._read(lambda db: db.execute(query, [json.dumps(list(arxiv_ids))]).fetchall())
+        return {entry.change.arxiv_id for entry in map(_entry_of, rows) if entry}
 
     def last(self) -> int:
         """The number of the newest entry, 0 where there is none."""
