@@ -12,6 +12,7 @@
     │   └── ShortageError           the disk is full or read-only: nothing is wrong with the files, and it may pass
     ├── NotReadyError               asked before a corpus or a model is there
     ├── SettingsError               settings from the shadow cannot be put into effect, or not be kept
+    ├── StoppedError                somebody asked to stop what was under way
     ├── StateError                  agent.db cannot be written
     ├── JobDocumentError            a job asks for what cannot be done: `field` names the place in its document
     ├── BrokerError                 a broker refused, or cannot be reached
@@ -115,6 +116,10 @@ class NotReadyError(AgentError):
 
 class SettingsError(AgentError):
     """Settings from the Device Shadow cannot be put into effect, or not be kept."""
+
+
+class StoppedError(AgentError):
+    """Somebody asked to stop what was under way; what it has done so far is kept, and gone on with."""
 
 
 class StateError(AgentError):

@@ -34,13 +34,14 @@ from agent.settings import Settings
 from agent.store import agent_db
 from agent.store.accepted import AcceptedSettings
 from agent.store.agent_db import AgentDatabase
+from agent.store.generations import current_folder
 from agent.store.journal import Journal
 from agent.store.outbox import Outbox
+from agent.updating import Updater
 
 if TYPE_CHECKING:
-    from agent.cloud.jobs import Jobs, Operation
     from agent.cloud.link import CloudLink
-    from agent.cloud.shadow import ShadowSync
+    from agent.cloud.services import CloudServices
     from agent.corpus.harvest_timer import HarvestTimer
 
 log = logging.getLogger(__name__)
@@ -67,8 +68,7 @@ class MQTTSearchService:
         self._sample: Final = sample
         self._channels: list[Channel] = []
         self._cloud: CloudLink | None = None
-        self._shadows: list[ShadowSync] = []
-        self._jobs: list[Jobs] = []
+        self._services: list[CloudServices] = []
         # One job at a time, whichever region it comes from. One that is under way is told to end, and not waited for.
         self._job_pool: Final = ThreadPoolExecutor(1, thread_name_prefix="job")
         # Settings are put into effect, and kept on disk, by one thread that a stop need not wait for.
@@ -87,6 +87,9 @@ class MQTTSearchService:
             AcceptedSettings(database),
             owners=[self._configure],
             probe=self._probe,
+        )
+        self._updater: Final = Updater(
+            self.config, database, changed=self._corpus_changed, gone_over=self._searches_current
         )
         self._add_channels()
         self._started = time.monotonic()
@@ -126,44 +129,29 @@ class MQTTSearchService:
             bridges = {channel.connection: channel.bridge for channel in cloud}
             self._cloud = CloudLink(aws_iot, list(bridges), idle=lambda connection: not bridges[connection].pending)
             self._channels += cloud
-            self._shadows = [self._shadow(channel.connection) for channel in cloud]
-            self._jobs = [self._jobs_of(channel.connection) for channel in cloud]
+            self._services = [self._services_of(channel.connection) for channel in cloud]
 
     def _channel(self, name: Literal["local", "cloud"], broker: Broker, explain: Callable[[str], str] = str) -> Channel:
         return Channel(name, broker, self.api, self._updates, self._outbox, self._marks, self._disk, explain=explain)
 
-    def _shadow(self, connection: Connection) -> "ShadowSync":
-        """The shadow as one endpoint, that is one region, has it."""
-        from agent.cloud.shadow import ShadowSync
-        from agent.cloud.targets import reported_targets
+    def _services_of(self, connection: Connection) -> "CloudServices":
+        from agent.cloud.services import CloudServices
 
         def targets(wished: Any) -> dict[str, Any]:
             engine = self.api.engine
-            return reported_targets(wished, model=engine.model, corpus_version=engine.corpus_version)
+            return self._updater.targets(wished, model=engine.model, corpus_version=engine.corpus_version)
 
-        def facts() -> dict[str, Any]:
-            return {"version": __version__, "corpus_version": self.api.engine.corpus_version}
-
-        return ShadowSync(
+        return CloudServices(
             connection,
             self.config.thing_name,
             apply=self._configurator.apply,
             targets=targets,
-            facts=facts,
-            pool=self._settling,
+            facts=lambda: {"version": __version__, "corpus_version": self.api.engine.corpus_version},
+            settling=self._settling,
+            operations={"corpus.update": self._updater.corpus_job, "model.update": self._updater.model_job},
+            job_pool=self._job_pool,
+            restart=self.stop,
         )
-
-    def _jobs_of(self, connection: Connection) -> "Jobs":
-        """The jobs that one endpoint, that is one region, has for this device."""
-        from agent.cloud.jobs import Jobs
-
-        return Jobs(connection, self.config.thing_name, self._operations(), self._job_pool, restart=self.stop)
-
-    def _operations(self) -> "dict[str, Operation]":
-        """What jobs may ask for, by the name of the operation."""
-        from agent.cloud.restarting import restart_agent
-
-        return {"agent.restart": restart_agent}
 
     def _harvest_timer(self) -> "HarvestTimer | None":
         wanted = self.config.corpus.harvest
@@ -213,8 +201,9 @@ class MQTTSearchService:
                     loops.append(tasks.create_task(channel.delivery.run(), name=f"deliver to {name}"))
                 if self._cloud:
                     loops.append(tasks.create_task(self._cloud.run(), name="cloud link"))
-                loops += [tasks.create_task(shadow.run(), name="device shadow") for shadow in self._shadows]
-                loops += [tasks.create_task(jobs.run(), name="jobs") for jobs in self._jobs]
+                loops.append(tasks.create_task(self._updater.run(), name="corpus updates"))
+                for services in self._services:
+                    loops += services.start(tasks)
                 await self._stop.wait()
                 for task in loops:
                     task.cancel()
@@ -225,6 +214,7 @@ class MQTTSearchService:
         """Within 5 s, whatever is under way: each wait below is bounded."""
         if self._harvest:
             self._harvest.stop()
+        self._updater.stop()
         await asyncio.gather(*(channel.close() for channel in self._channels))
         # Building an index of many vectors cannot be interrupted, and need not be waited for: papers.db is safe to
         # leave at any moment, and half a segment is never used.
@@ -285,6 +275,7 @@ class MQTTSearchService:
         self.api.configure(settings.search)
         set_level(settings.logging.level)
         self._outbox.configure(settings.outbox)
+        self._updater.configure(settings.corpus)
         for channel in self._channels:
             self._loop.call_soon_threadsafe(channel.configure, settings)
 
@@ -331,10 +322,20 @@ class MQTTSearchService:
     def _report_from_thread(self) -> None:
         with suppress(RuntimeError):  # a loop that has ended reports nothing any more
             self._loop.call_soon_threadsafe(self._report_everywhere)
+        for services in self._services:
+            services.changed()
 
     def _follow_from_thread(self) -> None:
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._follow_now.set)
+
+    def _corpus_changed(self) -> None:
+        """There is another generation, or something to say of one that is on its way. From any thread."""
+        self._follow_from_thread()
+        self._report_from_thread()
+
+    def _searches_current(self) -> bool:
+        return self.api.engine.index.folder == current_folder(self.config.data_dir)
 
     def _report_links(self) -> None:
         """A link that came up, went or got into trouble is of interest on the others; each failed attempt is not."""
@@ -376,7 +377,7 @@ class MQTTSearchService:
         }
 
     def _problems(self) -> list[str]:
-        return self.api.problems + self._keeper.problems
+        return self.api.problems + self._keeper.problems + self._updater.problems
 
     def _link_problems(self) -> list[str]:
         found = self._cloud.problems if self._cloud else []

@@ -82,6 +82,20 @@ class LocalCloud:
                     return reported
                 await asyncio.sleep(0.1)
 
+    def wish_for(self, targets: dict[str, Any]) -> None:
+        self.shadow("update", json.dumps({"state": {"desired": {"targets": targets}}}))
+
+    async def reached(self, version: str) -> dict[str, Any]:
+        """What the device reports of its corpus, once that is of this version."""
+        async with asyncio.timeout(60):
+            while True:
+                target: dict[str, Any] = self.shadow("get")["state"]["reported"].get("targets", {}).get("corpus", {})
+                if target.get("state") == "failed":
+                    raise DemoError(f"the update failed: {target}")
+                if target.get("state") == "current" and target["version"].startswith(f"{version}+"):
+                    return target
+                await asyncio.sleep(0.1)
+
     def fault(self, name: str) -> None:
         subprocess.run([COMMAND, "local-cloud", "fault", name, "--dir", str(self.folder)], check=True)
 
@@ -183,10 +197,73 @@ async def ask_over_the_cloud(cloud: LocalCloud) -> None:
         raise DemoError("the agent did not answer over the cloud")
 
 
+class Operator:
+    """Who makes packs and publishes them, signed, in a folder that any web server could carry."""
+
+    def __init__(self, folder: Path) -> None:
+        self.repository, self.keys = folder / "repository", folder / "keys"
+        self._data, self._pack = folder / "operator", folder / "pack"
+
+    def settings(self) -> dict[str, str]:
+        """What a device needs to know of them."""
+        return {
+            "ARXPLORER__CORPUS__REPOSITORY": str(self.repository),
+            "ARXPLORER__CORPUS__TRUST": str(self.keys / "root.json"),
+        }
+
+    def publish(self, version: str, record: dict[str, Any], environment: dict[str, str]) -> None:
+        corpus = ["--data-dir", str(self._data), "corpus"]
+        run([*corpus, "import", "--sample"], environment)
+        run([*corpus, "add", json.dumps(record)], environment)
+        run([*corpus, "pack", str(self._pack), "--version", version], environment)
+        run(["corpus", "keys", str(self.keys)], environment)
+        publishing = ["corpus", "publish", str(self.repository), "--pack", str(self._pack), "--keys", str(self.keys)]
+        run(publishing, environment)
+
+
+def paper(arxiv_id: str, title: str) -> dict[str, Any]:
+    text = f"{title}: a record of this demonstration, which no archive has."
+    return {"id": arxiv_id, "title": title, "abstract": text, "categories": "cs.DL", "update_date": "2026-11-01"}
+
+
+async def update_and_roll_back(
+    cloud: LocalCloud, local: AWSIoTMQTTClient, operator: Operator, environment: dict[str, str], command: list[str]
+) -> None:
+    step("Publish a signed pack with one more paper, and wish for it by the shadow")
+    theirs, own = paper("2611.00001", "How a corpus learns of new papers"), paper("2611.00002", "Notes of this boat")
+    operator.publish("demo-2", theirs, environment)
+    cloud.wish_for({"corpus": {"version": "demo-2"}})
+    target = await cloud.reached("demo-2")
+    console.print(f"[dim]reported: {json.dumps(target)}[/dim]", highlight=False)
+    await must_find(local, theirs, found=True)
+    step("A paper of the device's own, by message")
+    await local.publish("arxplorer/corpus/updates", {"add": [own]})
+    await must_find(local, own, found=True)
+    step("Roll the update back: what the device added itself stays")
+    run([*command, "corpus", "rollback"], environment)
+    await must_find(local, theirs, found=False)
+    await must_find(local, own, found=True)
+
+
+async def must_find(local: AWSIoTMQTTClient, record: dict[str, Any], *, found: bool) -> None:
+    """Ask for a paper by its title until it is there, or is not any more: the agent follows within seconds."""
+    async with asyncio.timeout(30):
+        while True:
+            answer = await local.ask(record["title"], {"max_results": 1, "mode": "hybrid"})
+            is_there = any(hit["arxiv_id"] == record["id"] for hit in answer["results"])
+            if is_there == found:
+                break
+            await asyncio.sleep(0.1)
+    is_or_not = "is" if found else "is not"
+    console.print(f"[dim]{record['title']!r} {is_or_not} in {answer['metadata']['corpus_version']}[/dim]")
+
+
 async def demo(folder: Path, *, keep: bool) -> None:
     with Mosquitto(folder / "broker") as broker, closing(LocalCloud(folder)) as cloud:
+        operator = Operator(folder)
         environment = {
             **os.environ,
+            **operator.settings(),
             "ARXPLORER__LOCAL_BROKER__PORT": str(broker.port),
             "ARXPLORER__LOGGING__LEVEL": "warning",
         }
@@ -210,6 +287,8 @@ async def demo(folder: Path, *, keep: bool) -> None:
             await ask_over_the_cloud(cloud)
             await go_offline(cloud, client)
             await configure(cloud, client)
+            command = ["--config", str(cloud.config(cloud.DEVICE)), "--data-dir", str(folder / "data")]
+            await update_and_roll_back(cloud, client, operator, environment, command)
             if keep:
                 leave_running(broker, cloud, folder)
             step("Stop the agent")

@@ -11,9 +11,9 @@ import trustme
 from oai_server import OaiServer, body, busy, cut, papers, shortened
 
 from agent import __version__
-from agent.corpus.oai import MAX_TRIES, SPACING_S, OaiClient, StoppedError, retry_after_s
+from agent.corpus.oai import MAX_TRIES, SPACING_S, OaiClient, retry_after_s
 from agent.corpus.oai_xml import Page
-from agent.errors import ConfigError, HarvestError
+from agent.errors import ConfigError, HarvestError, StoppedError
 
 CONTACT = "mailto:ada@example.org"
 

@@ -12,10 +12,9 @@ import trustme
 from conftest import wait_until
 from repositories import NOW_S, Publisher, make_pack, serving
 
-from agent.errors import PackError, RepositoryError
+from agent.errors import PackError, RepositoryError, StoppedError
 from agent.repository import download, transport
 from agent.repository.client import Repository
-from agent.repository.download import StoppedError
 from agent.repository.publishing import bring_up_to_date, publish, withdraw
 from agent.repository.transport import Rate
 

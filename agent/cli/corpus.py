@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from agent.cli.context import State, as_json, pass_state, print_json, progress_bar
+from agent.cli.harvest import harvest
 from agent.cli.packs import pack
 from agent.cli.repository import keys, publish
-from agent.cli.harvest import harvest
 from agent.cli.switching import rollback
+from agent.cli.syncing import install, sync
 from agent.cli.upkeep import add, export, rebuild, remove, verify
 
 if TYPE_CHECKING:
@@ -167,5 +168,5 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
 
 
-for command in (add, remove, export, verify, rebuild, pack, keys, publish, rollback, harvest):
+for command in (add, remove, export, verify, rebuild, pack, keys, publish, rollback, install, sync, harvest):
     corpus.add_command(command)

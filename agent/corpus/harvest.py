@@ -18,12 +18,12 @@ from msgspec import Meta, Struct, field
 
 from agent.config import HarvestConfig
 from agent.corpus.arxiv_oai import FORMAT, arxiv_id_of_record, belongs, import_record, set_of
-from agent.corpus.oai import SPACING_S, OaiClient, StoppedError
+from agent.corpus.oai import SPACING_S, OaiClient
 from agent.corpus.oai_xml import OaiRecord, Page
 from agent.corpus.records import RecordError
 from agent.crash_points import crash_point
 from agent.domain import CorpusUpdate, is_date
-from agent.errors import ConfigError, HarvestError
+from agent.errors import ConfigError, HarvestError, StoppedError
 from agent.search.api import SearchAPI
 from agent.search.text import arxiv_id_forms, category_query_term
 from agent.store.agent_db import AgentDatabase

@@ -17,7 +17,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 
 from agent import __version__
 from agent.corpus.oai_xml import Page, PageError, UnsafePageError, read_page
-from agent.errors import ConfigError, HarvestError
+from agent.errors import ConfigError, HarvestError, StoppedError
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +39,10 @@ CHUNK_BYTES: Final = 64 * 1024
 LOOPBACK: Final = frozenset(("127.0.0.1", "::1", "localhost"))
 REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
 FLOW_CONTROL: Final = frozenset((429, 503))
+STOPPED: Final = "the harvest was stopped; it goes on from there"
 
 Wait = Callable[[float], bool]
 """Wait so many seconds; true, at once, when it is time to stop, as `threading.Event.wait` does it."""
-
-
-class StoppedError(Exception):
-    """Asked to stop while waiting, or while a page came in."""
 
 
 class _AgainError(Exception):
@@ -200,14 +197,14 @@ class OaiClient:
         until = self._clock() + PAGE_TIMEOUT_S
         for chunk in response.stream(CHUNK_BYTES, decode_content=True):
             if self._wait(0.0):
-                raise StoppedError
+                raise StoppedError(STOPPED)
             if self._clock() > until:
                 raise _AgainError(f"one page takes longer than {PAGE_TIMEOUT_S:.0f} s")
             yield chunk
 
     def _pause(self, seconds: float) -> None:
         if self._wait(max(seconds, 0.0)):
-            raise StoppedError
+            raise StoppedError(STOPPED)
 
 
 def user_agent(contact: str) -> str:

@@ -25,6 +25,7 @@ from agent.protocol.requests import (
     WireRequest,
     WireUpdate,
 )
+from agent.protocol.targets import State
 from agent.settings import Settings
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -288,14 +289,15 @@ class ReportedConfig(Struct, frozen=True, kw_only=True):
 
 class ReportedCorpus(Struct, frozen=True, kw_only=True):
     version: Annotated[str, Meta(description="What is searched now.")]
-    state: Literal["current", "failed"]
+    state: State
     progress: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
     error: str | UnsetType = UNSET
 
 
 class ReportedModel(Struct, frozen=True, kw_only=True):
     name: Annotated[str, Meta(description="What embeds questions now; `none` on a device without a model.")]
-    state: Literal["current", "failed"]
+    state: State
+    progress: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
     error: str | UnsetType = UNSET
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.crash_points import crash_point
-from agent.errors import RepositoryError, ShortageError
+from agent.errors import RepositoryError, ShortageError, StoppedError
 from agent.paths import sync_folder, write_file
 from agent.protocol.pack_manifest import MANIFEST, PackManifest, Part
 from agent.repository.transport import LostError, Transport
@@ -33,10 +33,6 @@ PAUSE_S: Final = 1.0
 
 Progress = Callable[[int, int], None]
 Stop = Callable[[], bool]
-
-
-class StoppedError(RepositoryError):
-    """It was asked to stop; what was fetched is kept."""
 
 
 class Download:

@@ -1,0 +1,194 @@
+"""The running agent keeps its corpus as it is wished for: by the shadow, a job, a timer; search goes on all the while."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import AgentProcess, Client, run_command, wait_until
+from local_cloud import QUICK, LocalCloud, Shadow
+from packed import Operator, command, paper
+
+from agent.local_cloud.mosquitto import Mosquitto
+
+UPDATE_S = 60.0
+QUESTION = {"query": "how tightly can equal spheres be packed"}
+
+
+@pytest.fixture(scope="module")
+def operator(tmp_path_factory: pytest.TempPathFactory) -> Operator:
+    made = Operator(tmp_path_factory.mktemp("operator"))
+    made.publish("1", "2")
+    made.publish("2", "3", channel="beta")
+    return made
+
+
+@pytest.fixture
+def data_dir(operator: Operator, tmp_path: Path) -> Path:
+    """Of a device that begins with pack 1."""
+    command("--data-dir", tmp_path / "data", "corpus", "install", operator.pack("1"))
+    return tmp_path / "data"
+
+
+Start = Callable[..., AgentProcess]
+
+
+@pytest.fixture
+def start(
+    start_agent: Callable[..., AgentProcess], operator: Operator, data_dir: Path, cloud: LocalCloud, broker: Mosquitto
+) -> Start:
+    """Start the agent of that device, between a local broker and the local cloud."""
+
+    def started(**more: str) -> AgentProcess:
+        environment = {**operator.environment(), **QUICK, **more}
+        return start_agent(data_dir, broker.port, config=cloud.config("device"), **environment)
+
+    return started
+
+
+@pytest.fixture
+def shadow(cloud: LocalCloud) -> Shadow:
+    return Shadow(cloud, "device")
+
+
+def target(shadow: Shadow, name: str = "corpus") -> dict[str, Any]:
+    told: dict[str, Any] = (shadow.reported or {}).get("targets", {}).get(name, {})
+    return told
+
+
+def reaches(shadow: Shadow, version: str) -> None:
+    wait_until(
+        lambda: target(shadow).get("state") == "current" and target(shadow)["version"].startswith(f"{version}+"),
+        UPDATE_S,
+    )
+
+
+class Asking:
+    """Somebody who asks the same question all the time; every answer must be whole and of one corpus or the other."""
+
+    def __init__(self, port: int) -> None:
+        self._client = Client(port)
+        self._stop = threading.Event()
+        self.versions: list[str] = []
+        self.errors: list[Any] = []
+        self.worst_s = 0.0
+        self._thread = threading.Thread(target=self._ask)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        while not self._stop.is_set():
+            started = time.monotonic()
+            try:
+                answer = self._client.ask(QUESTION)
+            except AssertionError as error:
+                self.errors.append(error)
+                return
+            self.worst_s = max(self.worst_s, time.monotonic() - started)
+            if "error" in answer or answer["results"][0]["arxiv_id"] != "1603.04246":
+                self.errors.append(answer)
+            else:
+                self.versions.append(answer["metadata"]["corpus_version"].partition("+")[0])
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._client.close()
+
+
+@contextmanager
+def asking(port: int) -> Iterator[Asking]:
+    asker = Asking(port)
+    try:
+        yield asker
+    finally:
+        asker.close()
+
+
+def test_a_wish_of_the_shadow_is_fulfilled_reported_and_undone_while_every_question_is_answered(
+    start, broker, shadow
+) -> None:
+    agent = start()
+    with asking(broker.port) as asker:
+        wait_until(lambda: asker.versions)
+        shadow.wish(targets={"corpus": {"version": "2"}})
+        reaches(shadow, "2")
+        wait_until(lambda: "2" in asker.versions)
+        done = run_command("corpus", "rollback", data_dir=agent.data_dir)
+        assert done.returncode == 0, done.stderr
+        wait_until(lambda: asker.versions[-1] == "1")
+    assert asker.errors == []
+    changes = [
+        version for before, version in zip(["", *asker.versions], asker.versions, strict=False) if before != version
+    ]
+    assert changes == ["1", "2", "1"]
+
+
+def test_channel_and_version_are_chosen_by_the_shadow_and_what_is_not_there_is_named(start, shadow) -> None:
+    start()
+    shadow.wish(targets={"corpus": {"channel": "beta"}})
+    reaches(shadow, "3")
+    shadow.wish(targets={"corpus": {"channel": "beta", "version": "17"}})
+    wait_until(lambda: target(shadow).get("state") == "failed", UPDATE_S)
+    assert "no version 17" in target(shadow)["error"]
+    assert target(shadow)["version"].startswith("3+")
+    shadow.wish(targets={"corpus": {"channel": "stable", "version": "1"}})
+    reaches(shadow, "1")
+
+
+def test_a_wish_that_makes_no_sense_fails_by_itself_and_holds_up_nothing_else(start, shadow) -> None:
+    start()
+    shadow.wish(targets={"corpus": {"version": 5}, "model": {"name": "another"}})
+    wait_until(lambda: target(shadow, "model").get("state") == "failed", UPDATE_S)
+    assert "targets.corpus.version" in target(shadow)["error"]
+    assert "another" in target(shadow, "model")["error"]
+    shadow.wish(targets={"corpus": {"version": "2"}, "model": None})
+    reaches(shadow, "2")
+
+
+def test_the_timer_takes_what_is_newest_without_any_cloud(start_agent, operator, data_dir, broker) -> None:
+    (data_dir / "incoming").mkdir()  # an update was under way, so that it is gone on with at once
+    start_agent(data_dir, broker.port, **operator.environment())
+    client = Client(broker.port)
+    wait_until(lambda: client.ask(QUESTION)["metadata"]["corpus_version"].startswith("2+"), UPDATE_S)
+    client.close()
+
+
+def test_a_command_updates_beside_the_running_agent_which_goes_over(start_agent, operator, data_dir, broker) -> None:
+    start_agent(data_dir, broker.port, ARXPLORER__CORPUS__SYNC_INTERVAL_S="0")
+    client = Client(broker.port)
+    assert client.ask(QUESTION)["metadata"]["corpus_version"].startswith("1+")
+    done = run_command("corpus", "sync", "--json", data_dir=data_dir, **operator.environment())
+    assert json.loads(done.stdout)["installed"] == ["2"], done.stderr
+    wait_until(lambda: client.ask(QUESTION)["metadata"]["corpus_version"].startswith("2+"), UPDATE_S)
+    record = paper(50)
+    client.publish("arxplorer/corpus/updates", json.dumps({"add": [record]}).encode())
+    wait_until(lambda: record["arxiv_id"] in str(client.ask({"query": record["title"]})), UPDATE_S)
+    client.close()
+
+
+def test_jobs_update_the_corpus_and_restart_the_agent(start, cloud) -> None:
+    agent = start()
+    job = cloud.run("job", "create", "device", json.dumps({"operation": "corpus.update", "version": "2"}))
+    identity = job.stdout.decode().strip()
+
+    def execution() -> dict[str, Any]:
+        told: dict[str, Any] = json.loads(cloud.run("job", "get", "device", identity).stdout)
+        return told
+
+    wait_until(lambda: execution()["status"] == "SUCCEEDED", UPDATE_S)
+    assert execution()["statusDetails"]["version"] == "2"
+    identity = cloud.run("job", "create", "device", '{"operation": "agent.restart"}').stdout.decode().strip()
+    assert agent.process.wait(UPDATE_S) == 0
+    agent.start()
+    wait_until(lambda: execution()["status"] == "SUCCEEDED", UPDATE_S)
+    identity = (
+        cloud.run("job", "create", "device", '{"operation": "model.update", "name": "none-such"}')
+        .stdout.decode()
+        .strip()
+    )
+    wait_until(lambda: execution()["status"] == "FAILED", UPDATE_S)
+    assert "none-such" in json.dumps(execution()["statusDetails"])
