@@ -162,6 +162,8 @@ def test_a_wait_ends_at_once_when_it_is_time_to_stop(server: OaiServer) -> None:
         ("Thu, 26 Nov 2026 09:00:00 GMT", "Thu, 26 Nov 2026 10:00:00 GMT", 0.0),
         ("Thu, 26 Nov 2026 10:00:30 GMT", None, None),
         ("Thu, 26 Nov 2026 10:00:30 -0000", "Thu, 26 Nov 2026 10:00:00 GMT", None),
+        ("9" * 400, None, 604_800.0),
+        ("Sun, 26 Nov 2090 10:00:00 GMT", "Thu, 26 Nov 2026 10:00:00 GMT", 604_800.0),
         ("-3", None, None),
         ("later", None, None),
         (None, None, None),

@@ -29,6 +29,8 @@ UNREACHABLE_TRIES: Final = 3
 """Where nobody answers at all: a person is waiting, or the timer comes again."""
 MAX_WAIT_S: Final = 600.0
 """Longest wait for one page that a repository may ask for; beyond it the harvest ends, and goes on another time."""
+MAX_ASKED_S: Final = 7 * 86_400.0
+"""What a Retry-After is taken for at most."""
 MAX_REDIRECTS: Final = 5
 CONNECT_TIMEOUT_S: Final = 30.0
 READ_TIMEOUT_S: Final = 120.0
@@ -227,9 +229,9 @@ def retry_after_s(value: str | None, date: str | None) -> float | None:
     """
     try:
         if value is None or value.strip().isdecimal():
-            return None if value is None else float(value)
+            return None if value is None else min(float(value), MAX_ASKED_S)
         moment, now = parsedate_to_datetime(value), parsedate_to_datetime(date or "")
-        return max((moment - now).total_seconds(), 0.0)
+        return min(max((moment - now).total_seconds(), 0.0), MAX_ASKED_S)
     except (ValueError, TypeError, OverflowError):
         return None
 
