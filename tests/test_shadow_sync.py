@@ -14,19 +14,20 @@ from jsonschema import Draft202012Validator
 from local_cloud import LocalCloud, Shadow
 
 from agent.cloud.shadow import ShadowSync
-from agent.cloud.targets import NO_PACKS, NO_SWITCH, reported_targets
 from agent.config import SearchConfig
 from agent.configuring import Configurator
 from agent.mqtt.connection import Connection
 from agent.mqtt.packets import Broker, Tls
 from agent.protocol.limits import IOT_CORE
 from agent.protocol.shadow_document import size
+from agent.protocol.targets import Progress, parse_targets, reported_targets
 from agent.settings import Settings
 from agent.store.accepted import AcceptedSettings
 from agent.store.agent_db import AgentDatabase
 
 BASE = Settings(search=SearchConfig(max_results=7))
 MODEL = "all-MiniLM-L6-v2"
+NO_REPOSITORY = Progress(state="failed", error="corpus.repository: no repository is named")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,9 @@ class Device:
         self.in_effect = BASE
         self.configured = 0
         self.facts: Callable[[], dict[str, Any]] = lambda: {"version": "1.0"}
-        self.targets = partial(reported_targets, model=MODEL, corpus_version="local+3")
+        self.targets: Callable[[Any], dict[str, Any]] = lambda wished: reported_targets(
+            parse_targets(wished), NO_REPOSITORY, model=MODEL, corpus_version="local+3"
+        )
         self.before_each_decision: Callable[[], None] = lambda: None
         self.decided: list[int] = []
         files = cloud.files(thing)
@@ -204,8 +207,8 @@ async def test_targets_have_their_own_state_and_hold_up_no_setting(device: Devic
     version = device.shadow.wish(targets=targets, settings={"search": {"max_results": 5}})
     reported = await device.until_decided(version)
     assert reported["targets"] == {
-        "corpus": {"version": "local+3", "state": "failed", "error": NO_PACKS},
-        "model": {"name": MODEL, "state": "failed", "error": NO_SWITCH},
+        "corpus": {"version": "local+3", "state": "failed", "error": NO_REPOSITORY.error},
+        "model": {"name": MODEL, "state": "failed", "error": NO_REPOSITORY.error},
     }
     assert reported["config"]["ignored"] == ["targets.firmware"]
     assert device.in_effect.search.max_results == 5
