@@ -133,8 +133,8 @@ def _begin(target: Path) -> Path:
 
 
 def _clear(target: Path) -> None:
-    for part in target.glob("*.zst"):
-        part.unlink(missing_ok=True)
+    for left in (*target.glob("*.zst"), *target.glob(f".{MANIFEST}.tmp")):
+        left.unlink(missing_ok=True)
     shutil.rmtree(target / SCRATCH, ignore_errors=True)
 
 
