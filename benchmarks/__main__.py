@@ -14,6 +14,7 @@ from benchmarks import (
     keywords,
     kills,
     memory,
+    packs,
     path,
     picture,
     relevance,
@@ -29,7 +30,7 @@ from benchmarks.peers.registry import ENGINES
 PARTS = ("vectors", "path", "idle", "import", "import-vectors", "relevance")
 OTHER_PARTS = (
     *("throughput", "memory", "filters", "keywords", "kills", "cloud", "offline", "arrival", "board", "start"),
-    *("peers", "glue", "picture"),
+    *("peers", "glue", "picture", "packs"),
 )
 
 
@@ -41,7 +42,7 @@ OTHER_PARTS = (
 @click.option("--papers", default=10_000, show_default=True, help="Papers that the import embeds, or that kills adds.")
 @click.option("--seconds", default=30.0, show_default=True, help="How long the idle agent is watched.")
 @click.option("--questions", default=200, show_default=True, help="Questions of the other parts.")
-@click.option("--starts", default=5, show_default=True, help="Cold starts of each server.")
+@click.option("--starts", default=5, show_default=True, help="Cold starts of each server; unpackings of a pack.")
 @click.option("--limit", default=256, show_default=True, help="MiB that the board gives the agent.")
 @click.option("--engine", "engines", multiple=True, type=click.Choice(list(ENGINES)), help="Only these of the peers.")
 @click.option("--with-peers", is_flag=True, help="Install the peers first, into .venv-bench.")
@@ -87,6 +88,7 @@ def bench(
         "start": lambda: start.measure(size, starts),
         "glue": lambda: glue.measure(size, blocks, block, starts),
         "picture": picture.draw,
+        "packs": lambda: packs.measure(size, starts),
         "peers": lambda: comparison.measure(size, engines, questions),
     }
     for part in parts or PARTS:

@@ -54,14 +54,14 @@ def import_rate(file: Path, *options: str) -> tuple[float, float]:
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
         peak = 0.0
         while process.poll() is None:
-            peak = max(peak, _peak_mib(process.pid))
+            peak = max(peak, peak_mib(process.pid))
             time.sleep(0.1)
         took = time.perf_counter() - started
         report = json.loads(process.communicate()[0])
     return report["added"] / took, peak
 
 
-def _peak_mib(pid: int) -> float:
+def peak_mib(pid: int) -> float:
     """Peak RSS so far. Not `ru_maxrss`, which a child inherits from the process that started it."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text("ascii").splitlines()
