@@ -2,6 +2,8 @@
 
 import random
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,13 @@ import numpy as np
 import pytest
 from packs import DIMENSIONS, MODEL, files_in, fill, make, open_index, paper, rows_of, vector_of
 
+from agent.corpus import increments
 from agent.corpus.increments import apply_increment, copy_generation, require_base
 from agent.corpus.packs import open_pack
 from agent.corpus.upkeep import verify
 from agent.errors import PackError
 from agent.protocol.pack_manifest import PackManifest, Selection
+from agent.search import vectors
 from agent.store.papers import PaperStore
 
 
@@ -176,3 +180,51 @@ def test_a_copy_of_a_generation_in_use_is_whole_and_leaves_the_original_alone(ch
     unpacked(chain / "whole2", tmp_path / "whole2")
     assert rows_of(tmp_path / "copy") == rows_of(tmp_path / "whole2")
     assert verify(original) == []
+
+
+def test_a_copy_is_whole_while_its_owner_replaces_files(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(vectors, "TAIL_ROWS", 15)  # a new segment every few papers
+    original = fill(tmp_path / "0001", list(range(30)))
+    done, rounds = threading.Event(), 0
+
+    def own() -> None:
+        nonlocal rounds
+        with open_index(original) as index:
+            while not done.is_set():
+                rounds += 1
+                numbers = range(20 * (rounds % 20), 20 * (rounds % 20) + 20)
+                given = [paper(number, version=rounds, title=f"common {rounds}") for number in numbers]
+                keys = index.papers.put(given).keys
+                index.papers.put_vectors(MODEL, [key or 0 for key in keys], np.stack(list(map(vector_of, numbers))))
+                index.catch_up()
+
+    waits, link = 0, increments.link_or_copy
+
+    def overtaken(source: Path, copy: Path) -> None:
+        """Link a file only after the owner has gone on, the first few times of a copy."""
+        nonlocal waits
+        if waits:
+            waits -= 1
+            before = rounds + 2
+            while rounds < before and not owner.done():
+                done.wait(0.01)
+        link(source, copy)
+
+    monkeypatch.setattr(increments, "link_or_copy", overtaken)
+    with ThreadPoolExecutor(1) as pool:
+        owner = pool.submit(own)
+        try:
+            for number in range(4):
+                waits = 3
+                copy = tmp_path / f"copy{number}"
+                copy_generation(original, copy)
+                assert verify(copy) == []
+                assert (copy / "keywords" / "reached.json").exists(), "copied whole, if not at once"
+                assert (copy / "vectors" / "segments.json").exists()
+                with open_index(copy) as index:
+                    index.catch_up()
+                    found = index.keywords.search(["common"], 1_000).keys
+                    assert sorted(found.tolist()) == index.papers.keys().tolist()
+        finally:
+            done.set()
+        owner.result()

@@ -1,7 +1,7 @@
 """`corpus pack`: the corpus, or some of it, as files that carry it to other devices."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,8 +91,17 @@ def _model_files(state: State) -> Path:
 @contextmanager
 def _steps(*, shown: bool) -> Iterator[Step]:
     """Yield a callback that takes what is being done, how much of it is done, and how much there is (0: not known)."""
-    with progress_bar("packing", total=None, shown=shown) as told:
-        yield lambda _label, done, _total: told(done)
+    with ExitStack() as bar:
+        shown_now: dict[str, Callable[[int], None]] = {}
+
+        def step(what: str, done: int, total: int) -> None:
+            if what not in shown_now:
+                bar.close()
+                shown_now.clear()
+                shown_now[what] = bar.enter_context(progress_bar(what, total=total or None, shown=shown))
+            shown_now[what](done)
+
+        yield step
 
 
 def _show(manifest: "PackManifest", folder: Path, *, as_json: bool) -> None:

@@ -98,7 +98,7 @@ def _copied(folder: Path, into: Path, copy: Callable[[Path, Path], None]) -> Non
 def _copy_vectors(folder: Path, into: Path) -> None:
     content = (folder / "segments.json").read_bytes()
     for name in read_state(folder / "segments.json")["crc32"]:
-        _link(folder / name, into / name)
+        link_or_copy(folder / name, into / name)
     if (folder / "segments.json").read_bytes() != content:
         raise ValueError("changed meanwhile")
     _write(into / "segments.json", content)
@@ -110,7 +110,7 @@ def _copy_keywords(folder: Path, into: Path) -> None:
     names = {segment["segment_id"].replace("-", "") for segment in json.loads(meta)["segments"]}
     files = sorted(path.name for path in folder.iterdir() if path.name.split(".")[0] in names)
     for name in files:
-        _link(folder / name, into / name)
+        link_or_copy(folder / name, into / name)
     if (folder / "meta.json").read_bytes() != meta:
         raise ValueError("changed meanwhile")
     _write(into / "meta.json", meta)
@@ -118,7 +118,8 @@ def _copy_keywords(folder: Path, into: Path) -> None:
     _write(into / "reached.json", state)
 
 
-def _link(source: Path, copy: Path) -> None:
+def link_or_copy(source: Path, copy: Path) -> None:
+    """One file that is never written to again, under a second name. Raises OSError."""
     try:
         copy.hardlink_to(source)
     except FileNotFoundError:
