@@ -97,6 +97,8 @@ def test_the_unchanged_one_is_accepted() -> None:
         ("version", "../7", "version: "),
         ("version", "7\n", "version: "),
         ("model", "a/b", "model: "),
+        ("model", "m\n", "model: "),
+        ("contents", SHA + "\n", "contents: "),
         ("dimensions", 0, "dimensions: "),
         ("papers", -1, "papers: "),
         ("papers", True, "papers: "),

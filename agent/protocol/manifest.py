@@ -11,8 +11,8 @@ from agent.errors import ModelError, validation_place
 CONVERTIBLE = ("bert",)
 """Architectures whose published weights we can turn into an int8 graph; others need a ready-made file."""
 
-ModelName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Folder name of the model.")]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the file, lower-case hex.")]
+ModelName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z", description="Folder name of the model.")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z", description="SHA-256 of the file, lower-case hex.")]
 
 
 class PyPISource(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="pypi"):
