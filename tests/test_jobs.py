@@ -1,8 +1,10 @@
 """Jobs of AWS IoT as the agent carries them out: its own part of it, over mutual TLS, against the local cloud."""
 
 import asyncio
+import json
 import random
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -95,6 +97,10 @@ class Device:
     async def restart(self) -> None:
         await self.stop()
         await self.start()
+
+    async def has_begun(self, job_id: str) -> None:
+        """Here, too, and not only as the service has it."""
+        await until(lambda: job_id in self.count.begun)
 
     async def until(self, job_id: str, status: str, **details: str) -> dict[str, Any]:
         return await asyncio.to_thread(self.desk.until, job_id, status, **details)
@@ -228,6 +234,7 @@ async def test_progress_is_told_now_and_then_and_only_when_it_changed(device: De
     def work(job: Job) -> Mapping[str, Any]:
         for number in range(1_000):
             job.report({"done": number})
+            time.sleep(0.0005)  # so that there is time to tell each of them
         reported.set()
         go_on.wait(WAIT_S)
         return {}
@@ -304,7 +311,7 @@ async def test_what_happened_to_a_job_while_the_link_was_down_is_noticed_at_the_
 
 async def test_a_job_that_ended_on_both_sides_is_left_as_the_service_has_it(device: Device) -> None:
     job = device.desk.create(COUNT, "j")
-    await device.until(job, "IN_PROGRESS")
+    await device.has_begun(job)
     await device.connection.stop()
     device.desk.cancel(job, force=True)
     device.count.steps(3)
@@ -315,6 +322,54 @@ async def test_a_job_that_ended_on_both_sides_is_left_as_the_service_has_it(devi
     assert device.desk.get(job)["status"] == "CANCELED"
 
 
+async def test_a_job_that_somebody_else_updates_meanwhile_is_still_ours(device: Device, cloud: LocalCloud) -> None:
+    job = device.desk.create(COUNT, "j")
+    await device.has_begun(job)
+    other = cloud.connect(cloud.thing("other"))
+    note = {"status": "IN_PROGRESS", "statusDetails": {"note": "looked at"}}
+    other.publish(f"$aws/things/{device.thing}/jobs/{job}/update", json.dumps(note).encode())
+    other.quiet()
+    cloud.close_clients()
+    await device.until(job, "IN_PROGRESS", note="looked at")
+    device.count.steps(3)
+    await device.until(job, "SUCCEEDED", counted="3")
+    assert device.count.told_to_end == 0
+
+
+DEAF = {
+    "Effect": "Deny",
+    "Action": "iot:Receive",
+    "Resource": "arn:aws:iot:us-east-1:123456789012:topic/$aws/things/*/jobs/notify-next",
+}
+
+
+async def test_what_no_notice_told_is_noticed_with_the_next_report(
+    cloud: LocalCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.cloud.jobs.REPORT_EVERY_S", 0.05)
+    policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "iot:*", "Resource": "*"}, DEAF]}
+    device = Device(cloud, cloud.thing("no-notices", policy))
+    jobs = [device.desk.create(COUNT, "first"), device.desk.create({"operation": "test.restart"}, "second")]
+
+    def restart(job: Job) -> Mapping[str, Any]:
+        device.desk.cancel(job.id, force=True)
+        raise RestartRequested({"step": "restarting"})
+
+    device.operations["test.restart"] = restart
+    await device.start()
+    await device.has_begun("first")
+    device.desk.cancel("first", force=True)
+    device.count.steps(1)
+    await until(lambda: device.count.told_to_end)
+    await device.until("second", "CANCELED")
+    device.count.steps(3)
+    device.desk.create(COUNT, "third")
+    await device.until("third", "SUCCEEDED")
+    assert [device.desk.get(job)["status"] for job in jobs] == ["CANCELED", "CANCELED"]
+    assert device.restarts == 0
+    await device.stop()
+
+
 # -- links ---------------------------------------------------------------------------------------------------------
 
 
@@ -322,7 +377,7 @@ async def test_while_the_link_is_down_the_work_goes_on_and_its_end_is_told_after
     device: Device, cloud: LocalCloud
 ) -> None:
     job = device.desk.create(COUNT, "j")
-    await device.until(job, "IN_PROGRESS")
+    await device.has_begun(job)
     cloud.fault("refuse")
     await until(lambda: not device.connection.connected.is_set())
     device.count.steps(3)
@@ -340,7 +395,7 @@ async def test_a_fault_in_mid_run_neither_loses_nor_repeats_a_job(
     monkeypatch.setattr("agent.cloud.service_client.OPERATION_TIMEOUT_S", 1)
     await device.restart()
     job = device.desk.create({"operation": "test.count", "to": 4}, "j")
-    await device.until(job, "IN_PROGRESS")
+    await device.has_begun(job)
     cloud.fault(fault)
     device.count.steps(2)
     await until(lambda: len(device.count.counted) == 2)
@@ -449,6 +504,9 @@ async def test_an_agent_whose_policy_knows_no_jobs_keeps_its_link_and_asks_for_n
     job = device.desk.create(COUNT, "j")
     await until(lambda: "no jobs are taken" in caplog.text)
     assert device.connection.connected.is_set()
-    assert "lost" not in caplog.text
+    assert "lost" not in caplog.text, "the link"
+    cloud.fault("cut")
+    await until(lambda: caplog.text.count("no jobs are taken") == 2)
     assert device.desk.get(job)["status"] == "QUEUED"
+    assert "cannot be attended to" not in caplog.text, "it did not even ask"
     await device.stop()

@@ -110,7 +110,8 @@ def test_a_whole_agent_lets_go_of_jobs_that_are_no_longer_its_own(device: Device
 
 def test_the_end_of_a_job_is_told_once_a_frozen_link_is_replaced(device: Device, desk: Desk, cloud: LocalCloud) -> None:
     job = desk.create(COUNT, "job")
-    desk.until(job, "IN_PROGRESS")
+    device.may_count_to(1)
+    device.until_work("job 0")
     cloud.fault("freeze")
     device.may_count_to(4)
     wait_until(lambda: len(device.work) == 4)

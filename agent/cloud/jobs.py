@@ -87,7 +87,6 @@ class _Running:
         self.cancelled: Final = threading.Event()
         self.gone = False  # it is no longer ours to report of
         self.doubtful = False  # whether it still is, has to be asked
-        self.restarting = False
         self.work: asyncio.Future[_Outcome]
 
     def let_go(self, why: str) -> None:
@@ -113,7 +112,7 @@ class Jobs:
         self._operations: Final = operations
         self._pool: Final = pool
         self._restart: Final = restart
-        self._client: Final = JobsClient(thing_name, self._heard, self._look_again)
+        self._client: Final = JobsClient(thing_name, self._look_again)
         self._wake: Final = asyncio.Event()
         self._relinked: Final = asyncio.Event()
         self._look = False  # whether there may be a job that we do not have
@@ -157,11 +156,6 @@ class Jobs:
         if self._running:
             self._running.doubtful = True
         self._wake.set()
-
-    def _heard(self, execution: Execution | None) -> None:
-        ours = self._running and self._running.execution
-        if not ours or not execution or (ours.id, ours.number) != (execution.id, execution.number):
-            self._look_again()
 
     # -- one thing after the other --------------------------------------------------------------------------------
 
@@ -214,8 +208,6 @@ class Jobs:
         self._running = running
 
     async def _attend(self, running: _Running) -> None:
-        if running.restarting:
-            return
         if running.doubtful and not running.gone:
             running.doubtful = False
             await self._confirm(running)
@@ -252,7 +244,6 @@ class Jobs:
         log.info("job %s: %s %s", running.execution.id, outcome.status, details)
         told = await self._tell(running, outcome.status, fitting(details))
         if told and outcome.status == IN_PROGRESS:
-            running.restarting = True
             self._restart()
             return False
         return True

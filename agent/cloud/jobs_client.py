@@ -57,11 +57,9 @@ class JobRefusedError(AgentError):
 class JobsClient(ServiceClient):
     """What a device asks of the service. All methods belong to the event loop and raise JobRefusedError."""
 
-    def __init__(
-        self, thing_name: str, on_next: Callable[[Execution | None], None], on_stream: Callable[[], None]
-    ) -> None:
-        """`on_next` gets the job that is next now, None if there is none. Both run on the loop."""
-        super().__init__("new jobs", on_stream)
+    def __init__(self, thing_name: str, on_next: Callable[[], None]) -> None:
+        """`on_next` runs on the loop: another job is next now, or none, or that may have been missed."""
+        super().__init__("new jobs", on_next)
         self._thing: Final = thing_name
         self._on_next: Final = on_next
 
@@ -113,10 +111,8 @@ class JobsClient(ServiceClient):
         return service.create_next_job_execution_changed_stream(request, options)
 
     def _heard(self, event: Any) -> None:
-        try:
-            self._on_next(_execution(event.execution) if event.execution else None)
-        except JobRefusedError:
-            self._not_understood(None)
+        del event  # it says which job is next; `start_next` says that of the moment at which it is asked
+        self._on_next()
 
     def _refusal(self, message: str, modeled: Any) -> AgentError:
         code = modeled.code if modeled and isinstance(modeled.code, str) else None
