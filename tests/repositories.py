@@ -4,7 +4,6 @@ import hashlib
 import random
 import ssl
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -94,13 +93,14 @@ class Server:
         self.status: list[int] = []
         self.ranges = True
         self.endless = False
-        self.announced = True
-        """Whether the length is."""
         self.block = 1 << 16
         self.pause_s = 0.0
         """After each block."""
         self.head_pause_s = 0.0
         """After each byte of the answer's head."""
+        self.redirect: list[str] = []
+        """Where to, for one answer each, which has a body without end."""
+        self.chunk_heads_drip = False
         self.closing = threading.Event()
         server = self
 
@@ -139,44 +139,49 @@ class Server:
         path = self.folder / handler.path.lstrip("/")
         if concerned and self.status:
             handler.send_error(self.status.pop(0))
-            return
-        if not path.is_file():
+        elif concerned and self.redirect:
+            head = f"HTTP/1.1 302 Found\r\nLocation: {self.redirect.pop(0)}\r\n\r\n"
+            handler.wfile.write(head.encode())
+            self._send(handler, bytes(self.block), endless=True)
+        elif concerned and self.chunk_heads_drip:
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;")
+            self._send(handler, b"x", endless=True)
+        elif path.is_file():
+            self._serve(handler, path.read_bytes(), wanted if self.ranges else None, concerned=concerned)
+        else:
             handler.send_error(404)
+
+    def _serve(self, handler: BaseHTTPRequestHandler, content: bytes, wanted: str | None, *, concerned: bool) -> None:
+        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
+        if wanted and start >= len(content):
+            handler.send_error(416)
             return
-        content, start = path.read_bytes(), 0
-        if wanted and self.ranges:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-            if start >= len(content):
-                handler.send_error(416)
-                return
         head = f"HTTP/1.1 {206 if start else 200} OK\r\nConnection: close\r\n"
         if start:
             head += f"Content-Range: bytes {start}-{len(content) - 1}/{len(content)}\r\n"
         body = content[start:]
-        if self.announced and not (concerned and self.endless):
+        if not (concerned and self.endless):
             head += f"Content-Length: {len(body)}\r\n"
-        if concerned and self.head_pause_s:
-            for byte in f"{head}\r\n".encode():
-                handler.wfile.write(bytes([byte]))
-                if self.closing.wait(self.head_pause_s):
-                    return
-        else:
-            handler.wfile.write(f"{head}\r\n".encode())
-        self._send(handler, body, concerned)
-
-    def _send(self, handler: BaseHTTPRequestHandler, body: bytes, concerned: bool) -> None:
+        drip_s = self.head_pause_s if concerned else 0.0
+        for line in (bytes([byte]) for byte in head.encode()) if drip_s else (head.encode(),):
+            handler.wfile.write(line)
+            if drip_s and self.closing.wait(drip_s):
+                return
+        handler.wfile.write(b"\r\n")
         if concerned and self.cut_after:
             body = body[: self.cut_after.pop(0)]
+        self._send(handler, body, endless=concerned and self.endless, pause_s=self.pause_s if concerned else 0.0)
+
+    def _send(self, handler: BaseHTTPRequestHandler, body: bytes, *, endless: bool, pause_s: float = 0.01) -> None:
         while True:
             for offset in range(0, len(body), self.block):
                 block = body[offset : offset + self.block]
                 handler.wfile.write(block)
                 self.sent += len(block)
-                if concerned and self.pause_s and self.closing.wait(self.pause_s):
+                if pause_s and self.closing.wait(pause_s):
                     return
-            if not (concerned and self.endless):
+            if not endless:
                 return
-            body = bytes(self.block)
 
     def close(self) -> None:
         self.closing.set()
@@ -192,10 +197,3 @@ def serving(folder: Path, *, tls: trustme.CA | None = None) -> Iterator[Server]:
         yield server
     finally:
         server.close()
-
-
-def wait_for_bytes(server: Server, count: int, timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while server.sent < count:
-        assert time.monotonic() < deadline, f"{server.sent} bytes sent"
-        time.sleep(0.01)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from itertools import count
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import trustme
 from conftest import wait_until
 from repositories import NOW_S, Publisher, make_pack, serving
 
-from agent.errors import PackError, RepositoryError, StoppedError
+from agent.errors import PackError, RepositoryError, ShortageError, StoppedError
 from agent.repository import download, transport
 from agent.repository.client import Repository
 from agent.repository.publishing import bring_up_to_date, publish, withdraw
@@ -239,6 +240,31 @@ def test_the_rate_holds_on_average_whatever_the_pauses() -> None:
         rate.take(10_000)
     assert sum(waits) == pytest.approx(9.0), "an idle hour allows no burst"
     assert Rate(0).block == transport.BLOCK_BYTES
+
+
+def test_a_download_takes_no_more_of_the_link_than_it_may(publisher: Publisher, tmp_path: Path) -> None:
+    publisher.publish("1", sizes=(150_000,))
+    with serving(publisher.repository) as server, device(publisher, server.url, rate_kib_s=64) as repository:
+        (release,) = repository.refresh()
+        began = time.monotonic()
+        repository.fetch(release, tmp_path / "into")
+        assert time.monotonic() - began >= 150_000 / 65_536 - 1, "but for the one second that is saved up"
+
+
+def test_a_full_disk_is_said_to_be_full_and_the_download_goes_on_when_there_is_room(
+    publisher: Publisher, small_disk: Path
+) -> None:
+    publisher.publish("1", sizes=(9_000_000,))
+    filling = small_disk / "fill"
+    with serving(publisher.repository) as server, device(publisher, server.url) as repository:
+        (release,) = repository.refresh()
+        filling.write_bytes(bytes(20_000_000))
+        with pytest.raises(ShortageError, match="cannot be written: No space left"):
+            repository.fetch(release, small_disk / "into")
+        filling.unlink()
+        repository.fetch(release, small_disk / "into")
+        assert server.requests[-1][1] is not None
+    assert packs_of(small_disk / "into") == packs_of(publisher.folder / "packs" / "stable-1-0")
 
 
 # -- the publisher -----------------------------------------------------------------------------------------------------

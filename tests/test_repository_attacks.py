@@ -292,6 +292,22 @@ def test_endless_data_announced_beforehand_is_not_even_begun(publisher: Publishe
     assert not any(path.stat().st_size for path in device.into.glob("*.partial"))
 
 
+def test_endless_data_in_an_answer_that_leads_elsewhere_is_not_read(publisher: Publisher, device: Device) -> None:
+    with serving(publisher.repository) as server:
+        part = max((publisher.repository / "parts").iterdir(), key=lambda path: path.stat().st_size).name
+        server.redirect = [f"{server.url}/parts/{part}", f"/parts/{part}"]
+        device.url = server.url
+        device.fetch()
+        server.about, server.redirect = "timestamp.json", ["timestamp.json"] * 9
+        with pytest.raises(RepositoryError, match="leads on and on"):
+            device.look()
+        assert len(server.redirect) == 3
+        server.redirect = ["file:///etc/hostname"]
+        with pytest.raises(RepositoryError, match="at last to file:"):
+            device.look()
+        assert server.sent < 60_000_000
+
+
 @pytest.mark.parametrize("about", ["timestamp.json", "parts/"])
 def test_slow_retrieval_a_server_that_drips(about: str, publisher: Publisher, device: Device, monkeypatch) -> None:
     monkeypatch.setattr(transport, "WINDOW_S", 0.5)
@@ -318,6 +334,14 @@ def test_slow_retrieval_an_answer_whose_head_drips(publisher: Publisher, device:
         server.about, server.head_pause_s = "timestamp.json", 0.1
         device.url = server.url
         device.refuses("slow retrieval", "sent nothing for")
+
+
+def test_slow_retrieval_a_chunk_whose_head_drips(publisher: Publisher, device: Device, monkeypatch) -> None:
+    monkeypatch.setattr(transport, "WINDOW_S", 0.5)
+    with serving(publisher.repository) as server:
+        server.about, server.chunk_heads_drip = "parts/", True
+        device.url = server.url
+        device.refuses("slow retrieval", "sent nothing for", device.fetch)
 
 
 # -- clocks ------------------------------------------------------------------------------------------------------------

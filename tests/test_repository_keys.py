@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from repositories import DAY_S, NOW_S, Publisher, make_pack
@@ -65,6 +66,18 @@ def test_a_newer_root_is_taken_from_hand_to_hand_where_the_repository_does_not_h
         seen(publisher, "old", (publisher.keys / "root.json").read_bytes())
 
 
+def test_an_older_root_than_the_first_that_was_trusted_may_be_given_if_it_leads_there(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    for _ in range(3):
+        rotate_key(publisher.keys, "root", clock=publisher.clock)
+    publisher.publish("2")
+    seen(publisher, "device", (publisher.keys / "root.json").read_bytes())
+    assert seen(publisher, "device", publisher.root) == ["stable/1", "stable/2"]
+    with pytest.raises(RepositoryError, match=r"wrong keys: the root\.json given, version 1, is not"):
+        seen(publisher, "device", Publisher(tmp_path / "other").root)
+
+
 def test_to_sign_again_needs_neither_the_key_of_root_nor_that_of_targets(publisher: Publisher) -> None:
     take_away(publisher, "root")
     take_away(publisher, "targets")
@@ -122,6 +135,17 @@ def test_a_repository_that_somebody_else_has_changed_is_not_signed_again(publish
     path.write_bytes(path.read_bytes().replace(b"stable/1/", b"stable/9/"))
     with pytest.raises(RepositoryError, match="is damaged, or was signed by other keys"):
         publisher.publish("2")
+
+
+def test_a_manifest_of_which_the_repository_says_something_else_is_not_taken(publisher: Publisher) -> None:
+    with Repository(
+        str(publisher.repository), publisher.folder / "trust", trusted_root=publisher.root, clock=publisher.clock
+    ) as repository:
+        (release,) = repository.refresh()
+        with pytest.raises(RepositoryError, match="is not what the repository says of it"):
+            repository.fetch(msgspec.structs.replace(release, version="2"), publisher.folder / "into")
+        with pytest.raises(RepositoryError, match="is not in the repository any more"):
+            repository.manifest(msgspec.structs.replace(release, target="stable/2/x/manifest.json"))
 
 
 def test_nothing_is_signed_by_a_clock_that_was_never_set(publisher: Publisher) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from agent.errors import RepositoryError
 from agent.protocol.pack_manifest import MAX_MANIFEST_BYTES, PackManifest, parse_pack_manifest
-from agent.repository.download import Download, Progress, Stop
+from agent.repository.download import Download, Progress, Stop, disk_problem
 from agent.repository.framework import TargetFile
 from agent.repository.releases import Release
 from agent.repository.transport import Transport
@@ -64,8 +64,9 @@ class Repository:
         """Leave in the folder `into` the pack, complete and verified, and nothing else.
 
         What a former call, also of a process that was killed, has fetched there is gone on with; what another release
-        left is kept where it is the same. `progress` gets the bytes that are there and those of the whole. Raises
-        RepositoryError; StoppedError (download.py) once `stop` says so.
+        left is kept where it is the same. `progress` gets the bytes that are there and those of the whole. Should a
+        part turn out to be damaged later, remove `into`: what is complete is not read again. Raises RepositoryError;
+        ShortageError where the disk is full; StoppedError (download.py) once `stop` says so.
         """
         document, manifest = self._manifest(release)
         Download(self._transport, into, progress=progress, stop=stop).run(document, manifest)
@@ -82,7 +83,10 @@ class Repository:
     def _refresh(self) -> Trusted:
         now = TrustedTime(self._trust_dir, self._clock)
         self.problems = [now.problem] if now.problem else []
-        self._trusted = refreshed(self._trust_dir, self._transport, given=self._trusted_root, time=now)
+        try:
+            self._trusted = refreshed(self._trust_dir, self._transport, given=self._trusted_root, time=now)
+        except OSError as error:
+            raise disk_problem(error, self._trust_dir) from error
         return self._trusted
 
     def _manifest(self, release: Release) -> tuple[bytes, PackManifest]:
@@ -91,7 +95,11 @@ class Repository:
         if target is None:
             raise RepositoryError(f"{release} is not in the repository any more")
         document = trusted.download(target, MAX_MANIFEST_BYTES)
-        return document, parse_pack_manifest(document, where=f"{self._transport.url}: {release.target}")
+        where = f"{self._transport.url}: {release.target}"
+        manifest = parse_pack_manifest(document, where=where)
+        if (manifest.model, manifest.version, manifest.contents) != release.state or manifest.base != release.base:
+            raise RepositoryError(f"{where} is not what the repository says of it", hint="the publisher has to mend it")
+        return document, manifest
 
 
 def _release(target: TargetFile) -> Release | None:

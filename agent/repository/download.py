@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.crash_points import crash_point
-from agent.errors import RepositoryError, ShortageError, StoppedError
+from agent.errors import CorpusError, RepositoryError, ShortageError, StoppedError
 from agent.paths import sync_folder, write_file
 from agent.protocol.pack_manifest import MANIFEST, PackManifest, Part
 from agent.repository.transport import LostError, Transport
@@ -47,7 +47,7 @@ class Download:
         self._done = 0
 
     def run(self, document: bytes, manifest: PackManifest) -> None:
-        """Leave the folder with that pack and nothing else. Raises RepositoryError."""
+        """Leave the folder with that pack and nothing else. Raises RepositoryError, ShortageError."""
         try:
             self._into.mkdir(parents=True, exist_ok=True)
             self._begin(document, manifest)
@@ -56,7 +56,7 @@ class Download:
                     self._fetch(part)
             sync_folder(self._into)
         except OSError as error:
-            raise _local(error, self._into) from error
+            raise disk_problem(error, self._into) from error
 
     def _begin(self, document: bytes, manifest: PackManifest) -> None:
         """Remove what is not of this pack. Of another one's, what both have is kept."""
@@ -181,7 +181,8 @@ def _belongs(found: Path, parts: dict[str, Part], *, verified: bool) -> bool:
     """Whether it is of this pack; what was `verified` against this very manifest is not read again."""
     part = parts.get(found.name)
     if part is None:
-        return verified and found.name.removesuffix(PARTIAL) in parts
+        whole = found.with_name(found.name.removesuffix(PARTIAL))
+        return verified and whole.name in parts and not whole.exists()
     if not found.is_file() or found.stat().st_size != part.bytes:
         return False
     if verified:
@@ -197,6 +198,7 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _local(error: OSError, folder: Path) -> Exception:
+def disk_problem(error: OSError, folder: Path) -> CorpusError:
+    """What this device's own disk will not do."""
     kind = ShortageError if error.errno in SHORTAGES else RepositoryError
-    return kind(f"{folder} cannot take the pack: {error.strerror}")
+    return kind(f"{folder} cannot be written: {error.strerror}")

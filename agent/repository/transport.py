@@ -9,17 +9,17 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, Self
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError, ReadTimeoutError, SSLError
+from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError, SSLError
 
 from agent import __version__
 from agent.errors import RepositoryError
@@ -143,27 +143,41 @@ class _HttpStream:
         self._rate: Final = rate
         self._waited_s = 0.0
         self._got = 0
-        headers = {"Accept-Encoding": "identity", "User-Agent": f"arxplorer-agent/{__version__}"}
-        if start:
-            headers["Range"] = f"bytes={start}-"
-        try:
-            self._response: urllib3.BaseHTTPResponse = pool.request(
-                "GET",
-                url,
-                headers=headers,
-                preload_content=False,
-                decode_content=False,
-                timeout=urllib3.Timeout(connect=SILENCE_S, read=SILENCE_S),
-                retries=urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=REDIRECTS),
-            )
-        except (HTTPError, OSError) as error:
-            raise _reason(error, url) from error
+        self._response: Final = self._ask(pool, start)
         try:
             self.start = self._begin(start)
         except BaseException:
             self.close()
             raise
         self.length = self._length()
+
+    def _ask(self, pool: urllib3.PoolManager, start: int) -> urllib3.BaseHTTPResponse:
+        headers = {"Accept-Encoding": "identity", "User-Agent": f"arxplorer-agent/{__version__}"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        url = self._url
+        for _ in range(REDIRECTS + 1):
+            try:
+                response = pool.request(
+                    "GET",
+                    url,
+                    headers=headers,
+                    preload_content=False,
+                    decode_content=False,
+                    timeout=urllib3.Timeout(connect=SILENCE_S, read=SILENCE_S),
+                    retries=False,
+                    redirect=False,  # urllib3 would read the body of each, however long
+                )
+            except (HTTPError, OSError) as error:
+                raise _reason(error, url) from error
+            onward = response.get_redirect_location()
+            if not onward:
+                return response
+            response.close()
+            url = urljoin(url, onward)
+            if urlsplit(url).scheme not in ("https", "http"):
+                break
+        raise RepositoryError(f"{self._url} leads on and on, at last to {url}")
 
     def _begin(self, start: int) -> int:
         """Where the answer begins; raises RepositoryError where it is none."""
@@ -189,7 +203,8 @@ class _HttpStream:
     def read(self, limit: int) -> bytes:
         began = time.monotonic()
         try:
-            block = self._response.read1(min(limit, self._rate.block))
+            with self._bounded():
+                block = self._response.read1(min(limit, self._rate.block))
         except (HTTPError, OSError) as error:
             raise _reason(error, self._url) from error
         self._waited_s += time.monotonic() - began
@@ -205,6 +220,10 @@ class _HttpStream:
         self._rate.take(len(block))
         return block
 
+    def _bounded(self) -> AbstractContextManager[None]:
+        """Without a length the body comes in chunks, whose heads could drip within one read."""
+        return nullcontext() if self.length is not None else _within(WINDOW_S, self._response.shutdown)
+
     def close(self) -> None:
         self._response.close()
         self._response.release_conn()
@@ -212,8 +231,6 @@ class _HttpStream:
 
 def _reason(error: Exception, url: str) -> RepositoryError:
     """What urllib3 says, in our words."""
-    if isinstance(error, MaxRetryError) and error.reason:
-        error = error.reason
     if isinstance(error, ReadTimeoutError | TimeoutError):
         return RepositoryError(f"{url}: the server sent nothing for {SILENCE_S:.0f} s", attack="slow retrieval")
     if isinstance(error, SSLError):
@@ -229,30 +246,39 @@ def _unset() -> bool:
     return time.time() < PLAUSIBLE_S
 
 
+@contextmanager
+def _within(seconds: float, shut: Callable[[], object]) -> Iterator[None]:
+    """Shut the connection when the time is over, however steadily the other side drips; raises TimeoutError then."""
+    expired = threading.Event()
+
+    def give_up() -> None:
+        expired.set()
+        with suppress(OSError, RuntimeError, ValueError):  # it may be gone by then
+            shut()
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except (OSError, http.client.HTTPException, HTTPError) as error:
+        if expired.is_set():
+            raise TimeoutError("not in time") from error
+        raise
+    finally:
+        timer.cancel()
+    if expired.is_set():
+        raise TimeoutError("not in time")
+
+
 class _Impatient:
-    """A connection on which the head of an answer must come in time, however steadily it drips."""
+    """A connection on which the head of an answer must come in time."""
 
     sock: socket.socket
 
     def getresponse(self) -> Any:
-        expired = threading.Event()
-
-        def give_up() -> None:
-            expired.set()
-            with suppress(OSError):
-                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
-
-        timer = threading.Timer(ANSWER_S, give_up)
-        timer.daemon = True
-        timer.start()
-        try:
+        with _within(ANSWER_S, lambda: socket.socket.shutdown(self.sock, socket.SHUT_RDWR)):
             return super().getresponse()  # type: ignore[misc]
-        except (OSError, http.client.HTTPException) as error:
-            if expired.is_set():
-                raise TimeoutError("no answer in time") from error
-            raise
-        finally:
-            timer.cancel()
 
 
 class _Http(_Impatient, HTTPConnection):

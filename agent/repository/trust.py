@@ -139,17 +139,27 @@ class _Client(Updater):
             )
 
     def _chains(self, given: Metadata[Root]) -> bool:
-        version = given.signed.version
-        if version == self.root.version + 1:
-            with suppress(tuf_errors.RepositoryError):
+        """Whether it is one of those that led to what is trusted, or the next one."""
+        with suppress(ValueError, tuf_errors.RepositoryError, tuf_errors.DownloadError):
+            if given.signed.version == self.root.version + 1:
                 self._trusted_set.update_root(given.to_bytes())
-                self._persist_root(version, given.to_bytes())
+                self._persist_root(given.signed.version, given.to_bytes())
                 super()._load_root()
                 return True
-        history = Path(self._dir, "root_history", f"{version}.root.json")
-        with suppress(OSError, tuf_errors.RepositoryError):
-            return Metadata[Root].from_bytes(history.read_bytes()).signed_bytes == given.signed_bytes
+            while given.signed.version <= self.root.version:
+                if kept := self._kept_root(given.signed.version):
+                    return kept.signed_bytes == given.signed_bytes
+                # Older than the first that was trusted here.
+                content = self._download_metadata("root", self.config.root_max_length, given.signed.version + 1)
+                following = Metadata[Root].from_bytes(content)
+                given.signed.verify_delegate("root", following.signed_bytes, following.signatures)
+                given = following
         return False
+
+    def _kept_root(self, version: int) -> Metadata[Root] | None:
+        with suppress(OSError, tuf_errors.RepositoryError):
+            return Metadata[Root].from_bytes(Path(self._dir, "root_history", f"{version}.root.json").read_bytes())
+        return None
 
     def _load_timestamp(self) -> None:
         self.step = "timestamp"
@@ -185,8 +195,10 @@ class _Client(Updater):
         return {}
 
     def _persist_file(self, filename: str, data: bytes) -> None:
-        """Durably: a device loses its power often."""
-        write_file(Path(filename), data)
+        """Durably, as a device loses its power often; and without need not at all, as its card wears."""
+        path = Path(filename)
+        if not path.is_file() or path.read_bytes() != data:
+            write_file(path, data)
 
     def _update_root_symlink(self) -> None:
         """Of no use here, and for a moment it would not be there: `stored_root` finds the newest."""
