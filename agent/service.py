@@ -232,6 +232,7 @@ class MQTTSearchService:
 
     def _close(self, working: list[Future[None]]) -> None:
         """Put away what is worth it. What a search, a person or a slow disk holds on to is safe to leave, too."""
+        self._keeper.end_trial()
         wait(working)
         if self._harvest:
             self._harvest.stop(CLOSE_TIMEOUT_S)

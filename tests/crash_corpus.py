@@ -64,8 +64,9 @@ class Corpora:
 
     def _damage(self, data_dir: Path) -> None:
         """Flip a bit in one paper, and leave the log that a killed writer leaves."""
+        # Of a paper that is not there, so that the log holds no newer copy of what is damaged.
         killed_at(
-            "papers.transaction:after-commit", WORKER, "--data-dir", str(data_dir), "corpus", "remove", "2301.00059"
+            "papers.transaction:after-commit", WORKER, "--data-dir", str(data_dir), "corpus", "remove", "2301.99999"
         )
         path = data_dir / "current" / "papers.db"
         content = path.read_bytes()

@@ -65,6 +65,7 @@ keeper.open()
 api.engine.search(SearchRequest(query="the first question"))
 keeper.proven()
 keeper.turn()
+keeper.end_trial()
 keeper.close()
 api.close()
 """

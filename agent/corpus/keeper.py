@@ -127,10 +127,14 @@ class CorpusKeeper:
         """A question was answered."""
         self._trial.proven()
 
-    def close(self) -> None:
-        """The agent stops in order. From any thread; never raises."""
+    def end_trial(self) -> None:
+        """The agent stops in order: a generation that has answered by now has proved itself. Never raises."""
         with suppress(OSError):
             self._trial.end()
+
+    def close(self) -> None:
+        """Close what was left, once no turn is under way any more."""
+        self._close_left()
 
     def _stand_in(self, error: AgentError) -> None:
         """Nothing can be read yet: be there all the same, and say why."""
@@ -229,7 +233,8 @@ class CorpusKeeper:
         return self._api.engine.index
 
     def _mend(self) -> None:
-        self._close_left()
+        if self._close_left():
+            self._sweep()
         with suppress(OSError):
             self._trial.turn()
         current = current_folder(self._data_dir)
@@ -328,7 +333,7 @@ class CorpusKeeper:
         except AgentError as error:
             log.error("and there is no going back: %s", error.message)  # noqa: TRY400  the message says it all
             self._trial.proven()  # there is no other one to answer from
-            self.close()
+            self.end_trial()
             return False
         self._trial.drop()
         self._given_back = f"corpus {done.before} was given back for {done.after}: {reason}"
@@ -354,14 +359,13 @@ class CorpusKeeper:
         if engine:
             self._left.append((ref(engine), engine.index))
 
-    def _close_left(self) -> None:
-        """Close what no question is under way in any more."""
+    def _close_left(self) -> bool:
+        """Close what no question is under way in any more; whether there was something."""
         done = [index for engine, index in self._left if engine() is None]
         self._left = [one for one in self._left if one[0]() is not None]
         for index in done:
             index.close()
-        if done:
-            self._sweep()
+        return bool(done)
 
     def _outcome(self) -> str:
         if not self._healed:

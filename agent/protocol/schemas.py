@@ -34,7 +34,10 @@ Count = Annotated[int, Meta(ge=0)]
 Milliseconds = Annotated[float, Meta(ge=0, description="Milliseconds.")]
 GivenDate = Annotated[str, Meta(extra_json_schema={"pattern": f"^$|{DATE_PATTERN}"}, description="YYYY-MM-DD, YYYY-MM")]
 NonBlank = Annotated[str, Meta(extra_json_schema={"pattern": r"\S"})]
-CorpusVersion = Annotated[str, Meta(description="Of the corpus that was searched: `local+` and its change number.")]
+CorpusVersion = Annotated[
+    str,
+    Meta(description="Of the corpus that was searched: the version of its pack or `local`, `+`, its change number."),
+]
 
 
 class PaperRecord(Struct, frozen=True, kw_only=True):

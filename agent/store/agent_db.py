@@ -1,4 +1,6 @@
-"""agent.db: what the agent itself has to remember. One owner in the process, one connection, one user at a time.
+"""agent.db: what the agent itself has to remember. One connection an owner, one user of it at a time.
+
+Commands write it beside the agent: the journal of this device's changes, and what is remembered of updates.
 
 Nothing here is worth stopping for. A file that is damaged is put aside under another name and begun anew.
 """
@@ -21,7 +23,7 @@ log = logging.getLogger(__name__)
 
 NAME: Final = "agent.db"
 BUSY_TIMEOUT_S: Final = 5.0
-"""Nobody else writes it; a person who looks at it must not hold up the agent."""
+"""A command that writes it is done sooner; a person who looks at it must not hold up the agent."""
 MAX_PUT_ASIDE: Final = 5
 """Damaged files that are kept; a later one takes the place of the last."""
 LOG_BYTES: Final = 1024 * 1024
