@@ -136,6 +136,30 @@ def test_a_damaged_beginning_is_noticed_and_fetched_anew_once(publisher: Publish
     assert seen[-1] == 300_000
 
 
+def test_the_page_of_a_network_that_wants_a_log_in_costs_nothing_that_had_come(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    publisher.publish("1", sizes=(300_000,))
+    partial = tmp_path / "into" / "papers.db.zst.partial"
+    (tmp_path / "harbour" / "parts").mkdir(parents=True)
+    with serving(publisher.repository) as server, device(publisher, server.url) as repository:
+        (release,) = repository.refresh()
+        server.cut_after = [40_000] * 6
+        with pytest.raises(RepositoryError, match="broke off"):
+            repository.fetch(release, tmp_path / "into")
+        (part,) = (publisher.repository / "parts").iterdir()
+        (tmp_path / "harbour" / "parts" / part.name).write_bytes(b"<html>Welcome!</html>")
+        server.folder, server.ranges, server.about = tmp_path / "harbour", False, "parts/"
+        (tmp_path / "harbour" / "targets").symlink_to(publisher.repository / "targets")
+        with pytest.raises(RepositoryError, match=r"papers\.db\.zst has 21 bytes, 300000 were signed"):
+            repository.fetch(release, tmp_path / "into")
+        assert partial.read_bytes() == part.read_bytes()[: partial.stat().st_size]
+        assert partial.stat().st_size == 240_000
+        server.folder, server.ranges = publisher.repository, True
+        repository.fetch(release, tmp_path / "into")
+    assert packs_of(tmp_path / "into") == packs_of(tmp_path / "packs" / "stable-1-0")
+
+
 @pytest.mark.parametrize("status", [404, 500, 503])
 def test_a_server_in_trouble_is_no_attack_and_the_next_attempt_goes_on(
     status: int, publisher: Publisher, tmp_path: Path

@@ -386,7 +386,8 @@ def test_a_clock_somewhat_ahead_is_forgotten_once_it_is_right(publisher: Publish
 
 def test_a_lost_last_trusted_time_is_the_build_date_and_no_reason_to_stop(publisher: Publisher, device: Device) -> None:
     device.look()
-    (device.trust / "last-trusted").write_bytes(b"\xff nonsense")
     device.now_s = 5.0
-    assert device.look() == ["stable/1"]
-    assert "2026-01-01" in device.problems[0]
+    for damaged in (b"\xff nonsense", b"", b"inf", b"9" * 40):
+        (device.trust / "last-trusted").write_bytes(damaged)
+        assert device.look() == ["stable/1"]
+        assert "2026-01-01" in device.problems[0]

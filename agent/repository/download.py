@@ -23,6 +23,8 @@ from agent.store.faults import SHORTAGES
 
 log = logging.getLogger(__name__)
 
+ARBITRARY: Final = "arbitrary software"
+ENDLESS: Final = "endless data"
 PARTIAL: Final = ".partial"
 SYNC_BYTES: Final = 4 * 1024 * 1024
 """What a power cut may cost of what was fetched."""
@@ -87,7 +89,7 @@ class Download:
             if attempt == 1:
                 log.warning("%s does not match its checksum, fetching it anew", part.name)
         raise RepositoryError(
-            f"{part.name} is not the file that was signed: expected SHA-256 {part.sha256}", attack="arbitrary software"
+            f"{part.name} is not the file that was signed: expected SHA-256 {part.sha256}", attack=ARBITRARY
         )
 
     def _grow(self, part: Part, partial: Path) -> str:
@@ -119,20 +121,27 @@ class Download:
         if growing.size == part.bytes:
             return
         with self._transport.open(f"parts/{part.sha256}", growing.size) as stream:
-            if stream.start != growing.size:
-                self._done -= growing.size
-                growing.start_anew()
-            if stream.length is not None and stream.length > part.bytes - growing.size:
+            left = part.bytes - stream.start
+            if stream.length is not None and stream.length < left:
+                raise RepositoryError(
+                    f"{part.name} has {stream.start + stream.length} bytes, {part.bytes} were signed", attack=ARBITRARY
+                )
+            if stream.length is not None and stream.length > left:
                 raise _endless(part)
-            while block := stream.read(part.bytes - growing.size + 1):
-                if growing.size + len(block) > part.bytes:
+            # A server without ranges sends again what is here. That stays: what it sends may be a log-in page.
+            known = growing.size - stream.start
+            while block := stream.read(left + 1):
+                left -= len(block)
+                if left < 0:
                     raise _endless(part)
-                growing.add(block)
-                self._advance(len(block))
+                fresh = block[known:]
+                known = max(0, known - len(block))
+                growing.add(fresh)
+                self._advance(len(fresh))
                 if self._stop():
                     raise StoppedError("stopped")
-        if growing.size < part.bytes:
-            raise LostError(f"{part.name} ends after {growing.size} of {part.bytes} bytes")
+        if left:
+            raise LostError(f"{part.name} ends after {part.bytes - left} of {part.bytes} bytes")
 
     def _advance(self, count: int) -> None:
         self._done += count
@@ -153,7 +162,7 @@ class _Growing:
     def __init__(self, file: Any, digest: "hashlib._Hash", part: Part) -> None:
         self._file: Final = file
         self.part: Final = part
-        self.digest = digest
+        self.digest: Final = digest
         self.size: int = file.tell()
         self._unsynced = 0
 
@@ -167,14 +176,9 @@ class _Growing:
             self._unsynced = 0
             crash_point("download.add:synced")
 
-    def start_anew(self) -> None:
-        self._file.truncate(0)
-        self.digest = hashlib.sha256()
-        self.size = 0
-
 
 def _endless(part: Part) -> RepositoryError:
-    return RepositoryError(f"{part.name} does not end after the {part.bytes} bytes signed", attack="endless data")
+    return RepositoryError(f"{part.name} does not end after the {part.bytes} bytes signed", attack=ENDLESS)
 
 
 def _belongs(found: Path, parts: dict[str, Part], *, verified: bool) -> bool:

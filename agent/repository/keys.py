@@ -28,7 +28,6 @@ Role = Literal["root", "targets", "snapshot", "timestamp"]
 ROLES: Final[tuple[Role, ...]] = ("root", "targets", "snapshot", "timestamp")
 ROOT_DAYS: Final = 5 * 365
 """The key of root lies in a drawer; when root expires, every device refuses until it was taken out again."""
-MAX_ROOT_KEYS: Final = 10
 KEYID_DIGITS: Final = 8
 
 Clock = Callable[[], float]

@@ -64,7 +64,10 @@ class Transport:
 
     def __init__(self, url: str, *, ca_cert: str = "", rate_kib_s: int = 0) -> None:
         """Raises RepositoryError for an address of another kind. Connects to nothing."""
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise RepositoryError(f"{url} is no repository: {error}") from error
         self.url: Final = url
         self._pool: Final = _pool(ca_cert) if parts.scheme in ("https", "http") else None
         self._rate: Final = Rate(rate_kib_s * 1024)
@@ -174,8 +177,9 @@ class _HttpStream:
             if not onward:
                 return response
             response.close()
-            url = urljoin(url, onward)
-            if urlsplit(url).scheme not in ("https", "http"):
+            with suppress(ValueError):
+                url = urljoin(url, onward)
+            if not url.startswith(("https://", "http://")):
                 break
         raise RepositoryError(f"{self._url} leads on and on, at last to {url}")
 

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from agent.errors import RepositoryError
 from agent.paths import write_file
+from agent.repository.download import ARBITRARY, ENDLESS
 from agent.repository.framework import (
     DeserializationError,
     FetcherInterface,
@@ -33,8 +34,6 @@ the highest number there is would shut out everything that its owner signs later
 LAST_TRUSTED: Final = "last-trusted"
 ROLES: Final = ("root", "timestamp", "snapshot", "targets")
 
-ARBITRARY: Final = "arbitrary software"
-ENDLESS: Final = "endless data"
 FAST_FORWARD: Final = "fast-forward"
 FREEZE: Final = "freeze"
 MIX_AND_MATCH: Final = "mix-and-match"
@@ -59,15 +58,15 @@ class TrustedTime:
 
     @property
     def now(self) -> datetime:
-        return datetime.fromtimestamp(max(PLAUSIBLE_S, self._last()) if self.unset else self._wall_s, UTC)
+        return max(_utc(PLAUSIBLE_S), self._last()) if self.unset else _utc(self._wall_s)
 
     @property
     def problem(self) -> str | None:
         """What to report of the clock."""
         if not self.unset:
             return None
-        wall = datetime.fromtimestamp(self._wall_s, UTC)
-        return f"the clock says {wall:%Y-%m-%d}, before this program was built: the last trusted time counts, {self}"
+        wall = f"the clock says {_utc(self._wall_s):%Y-%m-%d}, before this program was built"
+        return f"{wall}: the last trusted time counts, {self}"
 
     def __str__(self) -> str:
         return f"{self.now:%Y-%m-%d %H:%M} UTC"
@@ -77,10 +76,14 @@ class TrustedTime:
         if not self.unset:
             write_file(self._file, f"{self._wall_s:.0f}\n".encode())
 
-    def _last(self) -> float:
-        with suppress(OSError, ValueError):
-            return float(self._file.read_text("ascii"))
-        return 0.0
+    def _last(self) -> datetime:
+        with suppress(OSError, ValueError, OverflowError):
+            return _utc(int(self._file.read_text("ascii")))
+        return _utc(0.0)
+
+
+def _utc(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 class _Fetcher(FetcherInterface):
