@@ -211,3 +211,19 @@ def test_a_killed_update_from_a_repository_is_gone_on_with(
     command("--data-dir", data_dir, "corpus", "sync")
     assert (version(data_dir), ids(data_dir, "note")) == ("3", names(*range(5, 10)))
     assert not (data_dir / "incoming").exists()
+
+
+def test_a_part_that_is_damaged_after_it_was_fetched_is_fetched_anew(operator, data_dir, monkeypatch) -> None:
+    install(data_dir, operator.pack("2"))
+    for name, value in operator.environment().items():
+        monkeypatch.setenv(name, value)
+    killed_at("installing.make:unpacked", "-m", "agent", "--data-dir", str(data_dir), "corpus", "sync")
+    part = next(path for path in (data_dir / "incoming").iterdir() if path.suffix == ".zst")
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    done = run_command("corpus", "sync", data_dir=data_dir)
+    assert done.returncode == 1
+    assert part.name.encode() in done.stderr
+    command("--data-dir", data_dir, "corpus", "sync")
+    assert version(data_dir) == "3"

@@ -87,11 +87,19 @@ class Syncing:
                 manifest = repository.manifest(release)
                 self._installer.require_room(manifest, to_fetch=manifest.packed_bytes)
                 repository.fetch(release, self._incoming, progress=_as_download(tell), stop=stop)
-                with open_pack(self._incoming) as pack:
-                    self._installer.install(pack, tell, stop, again=again)
+                self._install(tell, stop, again=again)
                 shutil.rmtree(self._incoming)
         shutil.rmtree(self._incoming, ignore_errors=True)  # of a wish that is no longer one
         return Synced(self._installer.version, tuple(release.version for release in chain))
+
+    def _install(self, tell: Tell, stop: Callable[[], bool], *, again: bool) -> None:
+        try:
+            with open_pack(self._incoming) as pack:
+                self._installer.install(pack, tell, stop, again=again)
+        except PackError:
+            # What was fetched is believed to be whole by the next attempt, and is not: it is fetched anew.
+            shutil.rmtree(self._incoming, ignore_errors=True)
+            raise
 
     def _chain(self, releases: list[Release], wish: Wish) -> list[Release]:
         installed = self._installer.installed
