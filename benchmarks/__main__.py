@@ -20,6 +20,7 @@ from benchmarks import (
     relevance,
     start,
     throughput,
+    updating,
     vectors,
 )
 from benchmarks.data import SHARED, SIZES
@@ -30,7 +31,7 @@ from benchmarks.peers.registry import ENGINES
 PARTS = ("vectors", "path", "idle", "import", "import-vectors", "relevance")
 OTHER_PARTS = (
     *("throughput", "memory", "filters", "keywords", "kills", "cloud", "offline", "arrival", "board", "start"),
-    *("peers", "glue", "picture", "packs"),
+    *("peers", "glue", "picture", "packs", "updating"),
 )
 
 
@@ -89,6 +90,7 @@ def bench(
         "glue": lambda: glue.measure(size, blocks, block, starts),
         "picture": picture.draw,
         "packs": lambda: packs.measure(size, starts),
+        "updating": lambda: updating.measure(size, questions),
         "peers": lambda: comparison.measure(size, engines, questions),
     }
     for part in parts or PARTS:
