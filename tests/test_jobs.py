@@ -2,22 +2,18 @@
 
 import asyncio
 import json
-import random
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import pytest
 from conftest import WAIT_S
-from local_cloud import Desk, LocalCloud, until
+from jobs_device import COUNT, Device
+from local_cloud import LocalCloud, until
 
-from agent.cloud.jobs import Job, Jobs, RestartRequested
-from agent.cloud.restarting import RUN, restart_agent
-from agent.errors import AgentError, JobDocumentError
-from agent.mqtt.connection import Connection
-from agent.mqtt.packets import Broker, Tls
+from agent.cloud.jobs import Job, RestartRequested
+from agent.errors import AgentError
 
 
 @pytest.fixture(scope="module")
@@ -25,85 +21,6 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCloud]:
     running = LocalCloud(tmp_path_factory.mktemp("jobs")).start("--thing", "device")
     yield running
     running.kill()
-
-
-class Counting:
-    """An operation that counts, a step each time it may, from where it stood; it ends soon when it is told to."""
-
-    def __init__(self) -> None:
-        self.may = threading.Semaphore(0)
-        self.begun: list[str] = []
-        self.counted: list[tuple[str, int]] = []
-        self.told_to_end = 0
-
-    @property
-    def numbers(self) -> list[int]:
-        return [number for _, number in self.counted]
-
-    def steps(self, number: int) -> None:
-        self.may.release(number)
-
-    def __call__(self, job: Job) -> Mapping[str, Any]:
-        last = job.document.get("to", 3)
-        if not isinstance(last, int):
-            raise JobDocumentError("must be a whole number", field="to")
-        self.begun.append(job.id)
-        for number in range(int(job.details.get("done", 0)), last):
-            while not self.may.acquire(timeout=0.01):
-                if job.cancelled():
-                    self.told_to_end += 1
-                    raise AgentError("told to end")
-            self.counted.append((job.id, number))
-            job.report({"step": "count", "done": number + 1, "of": last})
-        return {"counted": last}
-
-
-class Device:
-    """A connection and its jobs, as the service makes them; `restart` makes all of them anew."""
-
-    def __init__(self, cloud: LocalCloud, thing: str) -> None:
-        self.cloud, self.thing = cloud, thing
-        self.desk = Desk(cloud, thing)
-        self.count = Counting()
-        self.operations: dict[str, Callable[[Job], Mapping[str, Any]]] = {
-            "test.count": self._count,
-            "agent.restart": restart_agent,
-        }
-        self.restarts = 0
-        files = cloud.files(thing)
-        tls = Tls(files["ca"], files["cert"], files["key"])
-        self._broker = Broker("localhost", cloud.port, thing, tls=tls, reconnect_ms=(100, 1_000))
-
-    def _count(self, job: Job) -> Mapping[str, Any]:
-        return self.count(job)
-
-    def _restart(self) -> None:
-        self.restarts += 1
-
-    async def start(self) -> "Device":
-        self.connection = Connection(self._broker)
-        self.pool = ThreadPoolExecutor(1)
-        self.jobs = Jobs(self.connection, self.thing, self.operations, self.pool, restart=self._restart)
-        self.connection.start()
-        self._task = asyncio.create_task(self.jobs.run())
-        return self
-
-    async def stop(self) -> None:
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        await self.connection.stop()
-        await asyncio.to_thread(self.pool.shutdown)  # an operation that does not end would be seen here
-
-    async def restart(self) -> None:
-        await self.stop()
-        await self.start()
-
-    async def has_begun(self, job_id: str) -> None:
-        """Here, too, and not only as the service has it."""
-        await until(lambda: job_id in self.count.begun)
-
-    async def until(self, job_id: str, status: str, **details: str) -> dict[str, Any]:
-        return await asyncio.to_thread(self.desk.until, job_id, status, **details)
 
 
 @pytest.fixture
@@ -117,9 +34,6 @@ async def device(
     yield started
     cloud.fault("clear")
     await started.stop()
-
-
-COUNT = {"operation": "test.count", "to": 3}
 
 
 async def test_a_job_is_carried_out_its_progress_told_and_its_end(device: Device) -> None:
@@ -366,146 +280,4 @@ async def test_what_no_notice_told_is_noticed_with_the_next_report(
     await device.until("third", "SUCCEEDED")
     assert [device.desk.get(job)["status"] for job in ("first", "second")] == ["CANCELED", "CANCELED"]
     assert device.restarts == 0
-    await device.stop()
-
-
-# -- links ---------------------------------------------------------------------------------------------------------
-
-
-async def test_while_the_link_is_down_the_work_goes_on_and_its_end_is_told_afterwards(
-    device: Device, cloud: LocalCloud
-) -> None:
-    job = device.desk.create(COUNT, "j")
-    await device.has_begun(job)
-    cloud.fault("refuse")
-    await until(lambda: not device.connection.connected.is_set())
-    device.count.steps(3)
-    await until(lambda: len(device.count.counted) == 3)
-    assert device.desk.get(job)["status"] == "IN_PROGRESS"
-    cloud.fault("clear")
-    await device.until(job, "SUCCEEDED", counted="3")
-    assert device.count.begun == ["j"]
-
-
-@pytest.mark.parametrize("fault", ["cut", "deaf", "drop-puback", "duplicate", "reorder"])
-async def test_a_fault_in_mid_run_neither_loses_nor_repeats_a_job(
-    device: Device, cloud: LocalCloud, fault: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("agent.cloud.service_client.OPERATION_TIMEOUT_S", 1)
-    await device.restart()
-    job = device.desk.create({"operation": "test.count", "to": 4}, "j")
-    await device.has_begun(job)
-    cloud.fault(fault)
-    device.count.steps(2)
-    await until(lambda: len(device.count.counted) == 2)
-    cloud.fault("cut")
-    device.count.steps(2)
-    cloud.fault("clear")
-    await device.until(job, "SUCCEEDED", counted="4")
-    assert (device.count.begun, device.count.numbers) == (["j"], [0, 1, 2, 3])
-
-
-@pytest.mark.parametrize("seed", range(4))
-async def test_after_any_cuts_restarts_and_faults_each_job_has_ended_once_in_order_with_all_its_work(
-    device: Device, cloud: LocalCloud, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("agent.cloud.service_client.OPERATION_TIMEOUT_S", 2)
-    choose, jobs = random.Random(seed), []
-    for _ in range(20):
-        match choose.choice(["job", "work", "work", "cut", "restart", "freeze", "throttle", "drop-puback"]):
-            case "job":
-                jobs.append(device.desk.create(COUNT, f"job-{len(jobs)}"))
-            case "work":
-                device.count.steps(choose.randint(1, 3))
-            case "cut":
-                cloud.fault("cut")
-            case "restart":
-                await device.restart()
-            case fault:
-                cloud.fault(fault)
-                device.count.steps(1)
-                await asyncio.sleep(choose.choice([0, 0.1, 0.3]))
-                cloud.fault("clear")
-                cloud.fault("cut")
-        await asyncio.sleep(choose.choice([0, 0.05, 0.2]))
-    jobs.append(device.desk.create(COUNT, "last"))
-    device.count.steps(3 * 20 * len(jobs))
-    await device.until("last", "SUCCEEDED", counted="3")
-    assert [device.desk.get(job)["status"] for job in jobs] == ["SUCCEEDED"] * len(jobs)
-    assert list(dict.fromkeys(device.count.begun)) == jobs, "in their order"
-    for job in jobs:  # what was done and not told before a restart is done again, and nothing is left out
-        done = [number for one, number in device.count.counted if one == job]
-        assert sorted(set(done)) == [0, 1, 2]
-        assert done[-1] == 2
-
-
-# -- restarts ------------------------------------------------------------------------------------------------------
-
-
-async def test_a_restart_is_told_before_it_is_done_and_succeeds_in_another_run(
-    device: Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = device.desk.create({"operation": "agent.restart"}, "j")
-    await until(lambda: device.restarts == 1)
-    assert device.desk.get(job)["statusDetails"] == {"step": "restarting", "run": RUN}
-    await device.restart()
-    await until(lambda: device.restarts == 2)  # it is still the same process
-    monkeypatch.setattr("agent.cloud.restarting.RUN", "another")
-    await device.restart()
-    await device.until(job, "SUCCEEDED", step="restarted", run="another")
-    assert device.restarts == 2
-
-
-async def test_a_restart_that_was_cancelled_before_it_could_be_told_is_not_done(device: Device) -> None:
-    begun, go = threading.Event(), threading.Event()
-
-    def restart(_: Job) -> Mapping[str, Any]:
-        begun.set()
-        go.wait(WAIT_S)
-        raise RestartRequested({"step": "restarting"})
-
-    device.operations["test.restart"] = restart
-    job = device.desk.create({"operation": "test.restart"}, "j")
-    await asyncio.to_thread(begun.wait, WAIT_S)
-    await device.connection.stop()
-    device.desk.cancel(job, force=True)
-    go.set()
-    device.connection.start()
-    device.count.steps(3)
-    await device.until(device.desk.create(COUNT, "next"), "SUCCEEDED")
-    assert device.restarts == 0
-
-
-@pytest.mark.parametrize("payload", [b"", b"{", b"[]", b'{"execution": 5}', b'{"execution": {"jobId": 7}}', b"\xff"])
-async def test_garbage_on_the_topic_of_new_jobs_does_no_harm(
-    device: Device, cloud: LocalCloud, payload: bytes
-) -> None:
-    other = cloud.connect(cloud.thing("other"))
-    for _ in range(3):
-        other.publish(f"$aws/things/{device.thing}/jobs/notify-next", payload)
-    other.quiet()
-    cloud.close_clients()
-    device.count.steps(3)
-    await device.until(device.desk.create(COUNT, "j"), "SUCCEEDED")
-
-
-# -- what is not allowed ------------------------------------------------------------------------------------------
-
-
-async def test_an_agent_whose_policy_knows_no_jobs_keeps_its_link_and_asks_for_none(cloud: LocalCloud, caplog) -> None:
-    """As one has that was set up before there were jobs: to ask would end the link, again and again."""
-    arn = "arn:aws:iot:us-east-1:123456789012:"
-    older = [
-        {"Effect": "Allow", "Action": "iot:Connect", "Resource": f"{arn}client/*"},
-        {"Effect": "Allow", "Action": "iot:*", "Resource": [f"{arn}topic*/$aws/things/older/shadow/*"]},
-    ]
-    device = await Device(cloud, cloud.thing("older", {"Version": "2012-10-17", "Statement": older})).start()
-    job = device.desk.create(COUNT, "j")
-    await until(lambda: "no jobs are taken" in caplog.text)
-    assert device.connection.connected.is_set()
-    assert "lost" not in caplog.text, "the link"
-    cloud.fault("cut")
-    await until(lambda: caplog.text.count("no jobs are taken") == 2)
-    assert device.desk.get(job)["status"] == "QUEUED"
-    assert "cannot be attended to" not in caplog.text, "it did not even ask"
     await device.stop()
