@@ -124,7 +124,7 @@ def test_any_change_of_a_paper_makes_other_contents(change: str, packed: Path, t
         (Selection(limit=60), lambda _: True),
         (Selection(limit=1_000), lambda _: True),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, Selection) else "",
 )
 def test_a_selection_means_what_the_filters_of_a_search_mean(
     selection: Selection, chosen: Any, corpus: Path, tmp_path: Path
