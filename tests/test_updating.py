@@ -1,6 +1,7 @@
 """The running agent keeps its corpus as it is wished for: by the shadow, a job, a timer; search goes on all the while."""
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +15,10 @@ from local_cloud import QUICK, LocalCloud, Shadow
 from packed import Operator, command, paper
 
 from agent.local_cloud.mosquitto import Mosquitto
+from agent.paths import find_model
 
 UPDATE_S = 60.0
+MODEL_NAME = "all-MiniLM-L6-v2"
 QUESTION = {"query": "how tightly can equal spheres be packed"}
 
 
@@ -192,3 +195,45 @@ def test_jobs_update_the_corpus_and_restart_the_agent(start, cloud) -> None:
     )
     wait_until(lambda: execution()["status"] == "FAILED", UPDATE_S)
     assert "none-such" in json.dumps(execution()["statusDetails"])
+
+
+OTHER = "other-mini"
+
+
+@pytest.fixture(scope="module")
+def other_model(operator: Operator, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A pack for a model that no device has, published with the model in it: the usual one under another name."""
+    folder = tmp_path_factory.mktemp("models")
+    source = find_model(folder, MODEL_NAME)
+    assert source
+    shutil.copytree(source, folder / "source")
+    manifest = folder / "source" / "model.yaml"
+    manifest.write_text(manifest.read_text("utf-8").replace(f"name: {MODEL_NAME}", f"name: {OTHER}"), "utf-8")
+    data_dir, environment = folder / "data", {"ARXPLORER__MODEL__NAME": OTHER}
+    for arguments in (
+        ["model", "install", OTHER, "--from", str(folder / "source")],
+        ["corpus", "import", "--sample", "--no-embed"],
+        ["corpus", "embed"],
+        ["corpus", "pack", str(folder / "pack"), "--version", "m1", "--with-model"],
+    ):
+        done = run_command(*arguments, data_dir=data_dir, **environment)
+        assert done.returncode == 0, done.stderr
+    command("corpus", "publish", operator.repository, "--pack", folder / "pack", "--keys", operator.keys)
+    return OTHER
+
+
+def test_a_model_travels_with_its_vectors_and_goes_back_with_them(start, broker, shadow, other_model) -> None:
+    agent = start()
+    shadow.wish(targets={"model": {"name": other_model}})
+    wait_until(lambda: target(shadow, "model") == {"name": other_model, "state": "current"}, UPDATE_S)
+    client = Client(broker.port)
+    answer = client.ask(QUESTION | {"filters": {"mode": "semantic"}})
+    assert (answer["metadata"]["model"], answer["results"][0]["arxiv_id"]) == (other_model, "1603.04246")
+    added = paper(60)
+    client.publish("arxplorer/corpus/updates", json.dumps({"add": [added]}).encode())
+    semantic = {"query": added["title"], "filters": {"mode": "semantic", "max_results": 3}}
+    wait_until(lambda: added["arxiv_id"] in str(client.ask(semantic)["results"]), UPDATE_S)
+    assert run_command("corpus", "rollback", data_dir=agent.data_dir).returncode == 0
+    wait_until(lambda: client.ask(QUESTION)["metadata"]["model"] == MODEL_NAME, UPDATE_S)
+    wait_until(lambda: added["arxiv_id"] in str(client.ask(semantic)["results"]), UPDATE_S)
+    client.close()
