@@ -41,7 +41,7 @@ def manifest(version: str, *, model: str = "all-MiniLM-L6-v2", dimensions: int =
 
 
 def config_of(data_dir: Path) -> Config:
-    return load_config(environment={}, data_dir=data_dir)
+    return load_config(data_dir=data_dir)
 
 
 def built(folder: Path, records: Sequence[Record], *, base: Path | None = None) -> Path:

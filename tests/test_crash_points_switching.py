@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from agent.store.journal import journal_of
 replay.BATCH = 2
 data_dir = Path(sys.argv[1])
 with update_lock(data_dir):
-    api = SearchAPI(load_config(environment={}, data_dir=data_dir))
+    api = SearchAPI(load_config(data_dir=data_dir))
     activate(api, data_dir / "generations" / ".incoming", journal_of(data_dir))
 sweep_quietly(data_dir)
 """
@@ -56,8 +57,7 @@ from agent.search import SearchAPI
 from agent.store.agent_db import NAME, AgentDatabase
 from agent.store.journal import Journal
 data_dir = Path(sys.argv[1])
-settings = {"ARXPLORER__CORPUS__EMBED_IN_BACKGROUND": "false"}
-api, database = SearchAPI(load_config(environment=settings, data_dir=data_dir)), AgentDatabase(data_dir / NAME)
+api, database = SearchAPI(load_config(data_dir=data_dir)), AgentDatabase(data_dir / NAME)
 keeper = CorpusKeeper(
     api, Journal(database), HeldBackPacks(database), stop=lambda: False, changed=lambda: None
 )
@@ -75,6 +75,14 @@ api.close()
 def start(data_dir: Path) -> None:
     done = subprocess.run([sys.executable, "-c", START, str(data_dir)], capture_output=True, text=True, timeout=120)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small() -> Iterator[None]:
+    """No process loads a model: what is asked here, keywords answer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARXPLORER__LIMITS__MEMORY_MB", "64")
+        yield
 
 
 class Made:
