@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import AgentProcess, Client, run_command, wait_until
+from conftest import WAIT_S, AgentProcess, Client, run_command, wait_until
 from local_cloud import QUICK, LocalCloud, Shadow
 from packed import Operator, command, paper
 
@@ -237,3 +238,18 @@ def test_a_model_travels_with_its_vectors_and_goes_back_with_them(start, broker,
     wait_until(lambda: client.ask(QUESTION)["metadata"]["model"] == MODEL_NAME, UPDATE_S)
     wait_until(lambda: added["arxiv_id"] in str(client.ask(semantic)["results"]), UPDATE_S)
     client.close()
+
+
+def test_a_repository_that_never_answers_keeps_the_agent_neither_from_answering_nor_from_stopping(
+    start_agent, operator, data_dir, broker
+) -> None:
+    (data_dir / "incoming").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(WAIT_S)
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        agent = start_agent(data_dir, broker.port, **operator.environment(REPOSITORY=address))
+        with silent.accept()[0]:
+            client = Client(broker.port)
+            assert client.ask(QUESTION)["results"]
+            client.close()
+            assert agent.stop() == 0

@@ -143,7 +143,7 @@ def _switched(data_dir: Path, engine: SearchEngine, journal: Journal, *, on_tria
                     crash_point("switching.activate:swapped")
             except SupersededError:
                 continue
-            version = _version(before) if before and outgoing else None
+            version = _version(before) if before else None
             return Switched(version, index.version, folder, replayed)
     raise CorpusError("the corpus changes hands all the time", hint="try again")
 
