@@ -9,7 +9,7 @@ import numpy as np
 from agent.corpus.records import RecordError, parse_record
 from agent.crash_points import crash_point
 from agent.domain import CorpusUpdate, Paper
-from agent.errors import NotReadyError, RequestError, SupersededError
+from agent.errors import NotReadyError, RequestError, ShortageError, SupersededError
 from agent.search.api import SearchAPI
 from agent.search.similarity import to_int8
 from agent.search.text import arxiv_id_forms, arxiv_id_of
@@ -79,7 +79,9 @@ def apply_update(
             if journal:
                 recorded = journal.record(changes)
                 crash_point("updates.apply_update:journalled")
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ShortageError):
+            papers.refused = papers.refused or error.message  # also where it is agent.db: the status says so
         if journal:
             journal.take_back(recorded)
         raise

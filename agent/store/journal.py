@@ -20,6 +20,7 @@ import numpy as np
 from agent.domain import Paper
 from agent.errors import ShortageError, StateError
 from agent.store.agent_db import NAME, AgentDatabase
+from agent.store.faults import lack_of
 from agent.store.rows import Int8Matrix, compare
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,9 @@ class Journal:
         try:
             return self._database.write(lambda db: _record(db, changes, only_known=only_known))
         except StateError as error:
-            raise ShortageError(error.message, hint=error.hint) from error
+            lack = lack_of(self._database.path.parent)
+            message = f"{self._database.path}: {lack}" if lack else error.message
+            raise ShortageError(message, hint=error.hint) from error
 
     def take_back(self, recorded: Recorded) -> None:
         """Undo a `record` whose change was not made after all, as well as it goes. Never raises."""
