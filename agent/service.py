@@ -37,7 +37,7 @@ from agent.store.agent_db import AgentDatabase
 from agent.store.generations import current_folder
 from agent.store.journal import Journal
 from agent.store.outbox import Outbox
-from agent.updating import Updater
+from agent.updating import Updater, give_way
 
 if TYPE_CHECKING:
     from agent.cloud.link import CloudLink
@@ -70,7 +70,7 @@ class MQTTSearchService:
         self._cloud: CloudLink | None = None
         self._services: list[CloudServices] = []
         # One job at a time, whichever region it comes from. One that is under way is told to end, and not waited for.
-        self._job_pool: Final = ThreadPoolExecutor(1, thread_name_prefix="job")
+        self._job_pool: Final = ThreadPoolExecutor(1, thread_name_prefix="job", initializer=give_way)
         # Settings are put into effect, and kept on disk, by one thread that a stop need not wait for.
         self._settling: Final = ThreadPoolExecutor(1, thread_name_prefix="settings")
         self._settings = Settings.of(self.config)
@@ -89,7 +89,7 @@ class MQTTSearchService:
             probe=self._probe,
         )
         self._updater: Final = Updater(
-            self.config, database, changed=self._corpus_changed, gone_over=self._searches_current
+            self.api, database, changed=self._corpus_changed, gone_over=self._searches_current
         )
         self._add_channels()
         self._started = time.monotonic()
@@ -378,7 +378,10 @@ class MQTTSearchService:
         }
 
     def _problems(self) -> list[str]:
-        return self.api.problems + self._keeper.problems + self._updater.problems
+        return self.api.problems + self._keeper.problems + self._updater.problems + self._harvest_problems()
+
+    def _harvest_problems(self) -> list[str]:
+        return self._harvest.problems if self._harvest else []
 
     def _link_problems(self) -> list[str]:
         found = self._cloud.problems if self._cloud else []

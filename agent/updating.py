@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from agent.config import Config, CorpusSettings
+from agent.config import CorpusSettings
 from agent.corpus.installing import Installer, Tell
 from agent.corpus.syncing import Source, Synced, Syncing
 from agent.errors import AgentError, JobDocumentError, PackError, StateError, StoppedError
 from agent.protocol.job_document import OPERATION
 from agent.protocol.targets import Progress, Targets, Wish, parse_targets, reported_targets
+from agent.search.api import SearchAPI
 from agent.store.agent_db import AgentDatabase
 from agent.store.remembered import Remembered
 
@@ -48,32 +49,36 @@ class Updater:
     """Follows wishes while `run` runs; its other methods may be called from any thread."""
 
     def __init__(
-        self, config: Config, database: AgentDatabase, *, changed: Callable[[], None], gone_over: Callable[[], bool]
+        self, api: SearchAPI, database: AgentDatabase, *, changed: Callable[[], None], gone_over: Callable[[], bool]
     ) -> None:
         """`changed` is called when there is something new to report, or another corpus to go over to.
 
-        `gone_over` tells whether that is what is searched by now.
+        `gone_over` tells whether that is what `api` searches by now.
         """
+        config = api.config
         self._config: Final = config
         self._changed: Final = changed
         self._gone_over: Final = gone_over
         self._remembered: Final = Remembered(database, "targets")
+        self._under_way: Final = Remembered(database, "update under way")
         self._stopping: Final = threading.Event()
-        self._syncing: Final = Syncing(config, Installer(config, database))
+        self._installer: Final = Installer(config, database, api)
+        self._syncing: Final = Syncing(config, database, self._installer)
         self._one_at_a_time: Final = threading.Lock()
-        self._pool: Final = ThreadPoolExecutor(1, thread_name_prefix="update", initializer=_give_way)
+        self._pool: Final = ThreadPoolExecutor(1, thread_name_prefix="update", initializer=give_way)
         self._wake: Final = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._document: Any = self._remembered.load()  # of targets; it holds without a network
+        self._document: Any = self._remembered.load()  # of valid targets; it holds without a network
+        self._heard: Any = self._document
         self._targets: Targets = parse_targets(self._document)
         self._interval_s = config.corpus.sync_interval_s
-        self._progress = Progress()
+        self._progress = Progress() if self._targets.wish == Wish() else Progress(state="pending")
         self._failures = 0
         self._at = self._first_look()  # time.monotonic() of the next attempt
 
     def _first_look(self) -> float:
         now = time.monotonic()
-        if self._syncing.unfinished or self._targets.wish != Wish():
+        if self._under_way.load() or self._targets.wish != Wish():
             return now
         return now + random.uniform(0, FIRST_LOOK_S) if self._is_timed else math.inf  # noqa: S311  no secret
 
@@ -87,7 +92,10 @@ class Updater:
         """Look so often from here on."""
         if settings.sync_interval_s != self._interval_s:
             self._interval_s = settings.sync_interval_s
-            self._look_at(time.monotonic() + self._pause())
+            now = time.monotonic()
+            at = now + self._pause()
+            # What is wished for, or was begun, does not wait for the timer.
+            self._look_at(min(self._at, at) if self._progress.state != "current" or self._at <= now else at)
 
     def targets(self, document: Any, *, model: str | None, corpus_version: str) -> dict[str, Any]:
         """Take the shadow's targets, any JSON value, and return what to report of them. Never raises."""
@@ -95,16 +103,23 @@ class Updater:
         return reported_targets(self._targets, self._progress, model=model, corpus_version=corpus_version)
 
     def _take(self, document: Any) -> None:
-        if document == self._document:
+        if document == self._heard:
             return
+        self._heard = document
+        heard, before = parse_targets(document), self._targets
+        valid = {target: document[target] for target in heard.named if target not in heard.errors}
+        # One that makes no sense leaves the device with what was wished for before.
+        held = self._document if isinstance(self._document, dict) else {}
+        valid |= {target: held[target] for target in heard.errors if target in held}
+        wish = parse_targets(valid).wish
+        self._document, self._targets = valid, msgspec.structs.replace(heard, wish=wish)
         try:
-            self._remembered.save(document)
+            self._remembered.save(valid)
         except StateError as error:
             log.warning("the targets will not outlive this process: %s", error.message)
-        before, self._document, self._targets = self._targets, document, parse_targets(document)
-        if self._targets.wish != before.wish:
+        if wish != before.wish:
             self._progress, self._failures = Progress(), 0
-            if self._targets.wish != Wish():
+            if wish != Wish():
                 self._progress = Progress(state="pending")
                 self._look_at(0)
 
@@ -121,14 +136,32 @@ class Updater:
 
         Raises AgentError; StoppedError when `stop` says so, or the agent ends.
         """
-        with self._one_at_a_time:
-            source = Source.configured(self._config)
-            done = self._syncing.run(source, wish, tell, lambda: stop() or self._stopping.is_set())
-            self._changed()
-            until = time.monotonic() + GO_OVER_S
-            while not self._gone_over() and time.monotonic() < until and not self._stopping.wait(LOOK_S):
-                pass
+
+        def stopped() -> bool:
+            return stop() or self._stopping.is_set()
+
+        while not self._one_at_a_time.acquire(timeout=LOOK_S):
+            if stopped():
+                raise StoppedError("stopped before it was begun")
+        try:
+            done = self._syncing.run(Source.configured(self._config), wish, tell, stopped)
+            if done.installed:
+                self._see_it_through(done)
             return done
+        finally:
+            self._one_at_a_time.release()
+
+    def _see_it_through(self, done: Synced) -> None:
+        """Wait until the new corpus is searched. Raises PackError where it is not."""
+        self._changed()
+        until = time.monotonic() + GO_OVER_S
+        while not self._gone_over() and time.monotonic() < until and not self._stopping.wait(LOOK_S):
+            pass
+        installed = self._installer.installed
+        if not self._stopping.is_set() and (installed is None or installed.version != done.version):
+            raise PackError(f"{done.version} was given back: it has not proved itself", hint="see the agent's log")
+        if not self._stopping.is_set() and not self._gone_over():
+            raise PackError(f"{done.version} is installed and was not gone over to within {GO_OVER_S:.0f} s")
 
     def corpus_job(self, job: "Job") -> dict[str, Any]:
         """The operation `corpus.update`: `channel`, `version` and `categories` as in the shadow's target."""
@@ -182,11 +215,19 @@ class Updater:
 
     def _attempt(self) -> None:
         """Never raises."""
+        wish, begun = self._targets.wish, False
+
+        def tell(progress: Progress) -> None:
+            nonlocal begun
+            if not begun:
+                begun = True
+                self._note_under_way(begun=True)
+            self._tell(progress)
+
         try:
-            wish = self._targets.wish
-            done = self.update(wish, self._tell, lambda: self._targets.wish != wish)
+            done = self.update(wish, tell, lambda: self._targets.wish != wish)
         except StoppedError:
-            return
+            begun = begun and not self._stopping.is_set()  # the next start goes on
         except AgentError as error:
             self._failed(error.message)
         except Exception as error:
@@ -197,6 +238,14 @@ class Updater:
             if done.held_back:
                 log.warning("a newer corpus is not taken: %s", done.held_back)
             self._tell(Progress())
+        if begun or self._under_way.load():
+            self._note_under_way(begun=self._stopping.is_set())
+
+    def _note_under_way(self, *, begun: bool) -> None:
+        try:
+            self._under_way.save(begun)
+        except StateError as error:
+            log.info("what is under way will not outlive this process: %s", error.message)
 
     def _failed(self, reason: str) -> None:
         self._failures += 1
@@ -219,7 +268,7 @@ class Updater:
         return interval * random.uniform(0.9, 1.1)  # noqa: S311  no secret
 
 
-def _give_way() -> None:
+def give_way() -> None:
     """Let this thread's work wait for that of others: on Linux each has a niceness of its own."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -22,7 +22,7 @@ def paper(number: int, *, subject: str = SUBJECT, version: int = 1) -> dict[str,
 def command(*arguments: str | Path) -> str:
     """Run one in this process, which must succeed; what it printed."""
     done = CliRunner().invoke(cli, [str(argument) for argument in arguments])
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 0, done.output + repr(done.exception)
     return done.stdout
 
 

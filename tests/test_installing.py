@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from conftest import run_command
 from crash_cases import cases, killed_at
 from packed import Operator, command, paper
 
+from agent.cli import cli
 from agent.config import load_config
 from agent.corpus.packs import open_pack, required_bytes
+from agent.corpus.trials import end_trial
+from agent.errors import PackError
 from agent.search import SearchAPI
 from agent.store.faults import FULL_BYTES
-from agent.store.generations import current_folder
+from agent.store.generations import FolderLock, current_folder
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +172,10 @@ def test_the_generation_before_goes_when_there_is_no_room_for_it(operator, small
     with open_pack(operator.pack("3")) as pack:
         needed = required_bytes(pack.manifest) + FULL_BYTES
     (small_disk / "filler").write_bytes(b"x" * (shutil.disk_usage(small_disk).free - needed + 100_000))
+    done = run_command("corpus", "install", str(operator.pack("3")), data_dir=data_dir)
+    assert done.returncode == 1, "the one in use is on trial, and may have to be given back"
+    assert b"MB are free" in done.stderr
+    end_trial(current_folder(data_dir))
     install(data_dir, operator.pack("3"))
     assert version(data_dir) == "3"
     done = run_command("corpus", "rollback", data_dir=data_dir)
@@ -227,3 +235,40 @@ def test_a_part_that_is_damaged_after_it_was_fetched_is_fetched_anew(operator, d
     assert part.name.encode() in done.stderr
     command("--data-dir", data_dir, "corpus", "sync")
     assert version(data_dir) == "3"
+
+
+def test_what_was_rolled_back_shuts_out_no_later_pack(tmp_path, operator, data_dir, monkeypatch) -> None:
+    repository = tmp_path / "repository"
+    for pack in (operator.pack("1"), operator.pack("2"), operator.increment("2"), operator.increment("3")):
+        command("corpus", "publish", repository, "--pack", pack, "--keys", operator.keys)
+    install(data_dir, operator.pack("1"))
+    for name, value in operator.environment(REPOSITORY=str(repository)).items():
+        monkeypatch.setenv(name, value)
+    command("--data-dir", data_dir, "corpus", "sync", "--version", "2")
+    command("--data-dir", data_dir, "corpus", "rollback")
+    told = json.loads(command("--data-dir", data_dir, "corpus", "sync", "--version", "1", "--json"))
+    assert told["installed"] == []
+    done = run_command("corpus", "sync", "--json", data_dir=data_dir)
+    assert done.returncode == 1, "to 3 there is only a way by 2"
+    command("corpus", "publish", repository, "--pack", operator.pack("3"), "--keys", operator.keys)
+    assert json.loads(command("--data-dir", data_dir, "corpus", "sync", "--json"))["installed"] == ["3"]
+
+
+def test_a_pack_that_answers_badly_is_taken_once_and_leaves_nothing(operator, data_dir, monkeypatch) -> None:
+    install(data_dir, operator.pack("1"))
+    monkeypatch.setattr("agent.corpus.switching.failures_of", lambda _: ["it answers nothing"])
+    before = sorted(data_dir.glob("generations/*"))
+    for _ in range(2):
+        done = CliRunner().invoke(cli, ["--data-dir", str(data_dir), "corpus", "install", str(operator.pack("2"))])
+        assert "it answers nothing" in str(done.exception)
+        assert sorted(data_dir.glob("generations/*")) == before
+    assert isinstance(done.exception, PackError), "not unpacked again"
+
+
+def test_two_updates_at_a_time_do_not_touch_each_other(operator, data_dir, monkeypatch) -> None:
+    install(data_dir, operator.pack("1"))
+    with FolderLock(data_dir / "sync.lock") as lock:
+        assert lock.acquire()
+        done = run_command("corpus", "sync", data_dir=data_dir, **operator.environment())
+    assert done.returncode == 1
+    assert b"another update" in done.stderr

@@ -15,8 +15,11 @@ from conftest import WAIT_S, AgentProcess, Client, run_command, wait_until
 from local_cloud import QUICK, LocalCloud, Shadow
 from packed import Operator, command, paper
 
+from agent.crash_points import VARIABLE
 from agent.local_cloud.mosquitto import Mosquitto
 from agent.paths import find_model
+from agent.store.agent_db import AgentDatabase
+from agent.store.remembered import Remembered
 
 UPDATE_S = 60.0
 MODEL_NAME = "all-MiniLM-L6-v2"
@@ -36,6 +39,13 @@ def data_dir(operator: Operator, tmp_path: Path) -> Path:
     """Of a device that begins with pack 1."""
     command("--data-dir", tmp_path / "data", "corpus", "install", operator.pack("1"))
     return tmp_path / "data"
+
+
+def under_way(data_dir: Path) -> None:
+    """As a killed agent leaves it whose timer had begun an update: the next one goes on at once."""
+    database = AgentDatabase(data_dir / "agent.db")
+    Remembered(database, "update under way").save(document=True)
+    database.close()
 
 
 Start = Callable[..., AgentProcess]
@@ -154,7 +164,7 @@ def test_a_wish_that_makes_no_sense_fails_by_itself_and_holds_up_nothing_else(st
 
 
 def test_the_timer_takes_what_is_newest_without_any_cloud(start_agent, operator, data_dir, broker) -> None:
-    (data_dir / "incoming").mkdir()  # an update was under way, so that it is gone on with at once
+    under_way(data_dir)
     start_agent(data_dir, broker.port, **operator.environment())
     client = Client(broker.port)
     wait_until(lambda: client.ask(QUESTION)["metadata"]["corpus_version"].startswith("2+"), UPDATE_S)
@@ -243,7 +253,7 @@ def test_a_model_travels_with_its_vectors_and_goes_back_with_them(start, broker,
 def test_a_repository_that_never_answers_keeps_the_agent_neither_from_answering_nor_from_stopping(
     start_agent, operator, data_dir, broker
 ) -> None:
-    (data_dir / "incoming").mkdir()
+    under_way(data_dir)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(WAIT_S)
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -253,3 +263,27 @@ def test_a_repository_that_never_answers_keeps_the_agent_neither_from_answering_
             assert client.ask(QUESTION)["results"]
             client.close()
             assert agent.stop() == 0
+
+
+def test_a_killed_agent_goes_on_with_what_was_wished_for_and_with_nothing_newer(start, shadow) -> None:
+    agent = start(**{VARIABLE: "installing.make:complete"})
+    shadow.wish(targets={"corpus": {"channel": "beta", "version": "2"}})
+    assert agent.process.wait(UPDATE_S) == -9
+    agent = start(ARXPLORER__AWS_IOT__ENABLED="false")  # nobody says it again
+    wait_until(
+        lambda: json.loads(command("--data-dir", agent.data_dir, "corpus", "stats", "--json"))["version"][:2] == "2+",
+        UPDATE_S,
+    )
+
+
+def test_a_target_that_makes_no_sense_leaves_the_device_with_the_one_before(start, shadow) -> None:
+    agent = start()
+    shadow.wish(targets={"corpus": {"version": "1"}})
+    wait_until(lambda: target(shadow).get("state") == "current", UPDATE_S)
+    shadow.wish(targets={"corpus": {"version": 1}})
+    wait_until(lambda: target(shadow).get("state") == "failed", UPDATE_S)
+    agent.stop()
+    under_way(agent.data_dir)
+    agent = start()
+    wait_until(lambda: "corpus updates" in agent.log.read_text() or target(shadow).get("state") == "failed", UPDATE_S)
+    assert target(shadow)["version"].startswith("1+")

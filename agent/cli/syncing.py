@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from agent.corpus.installing import Installer, Tell
     from agent.corpus.syncing import Source
     from agent.protocol.targets import Progress, Wish
+    from agent.store.agent_db import AgentDatabase
 
 STEPS: Final = 1000
 
@@ -22,7 +23,7 @@ version_option = click.option("--version", help="Which of them. Default: the new
 
 
 @contextmanager
-def _installer(state: State) -> Iterator["Installer"]:
+def _installer(state: State) -> Iterator[tuple["AgentDatabase", "Installer"]]:
     from agent.corpus.installing import Installer
     from agent.store import agent_db
     from agent.store.agent_db import AgentDatabase
@@ -30,7 +31,7 @@ def _installer(state: State) -> Iterator["Installer"]:
     state.warn_of_own_folder()
     database = AgentDatabase(state.config.data_dir / agent_db.NAME)
     try:
-        yield Installer(state.config, database)
+        yield database, Installer(state.config, database)
     finally:
         database.close()
 
@@ -102,7 +103,7 @@ def is_repository(source: str) -> bool:
 def _install(state: State, source: Path, *, again: bool, as_json: bool) -> None:
     from agent.corpus.packs import open_pack
 
-    with _installer(state) as installer, _telling(quiet=as_json) as tell, open_pack(source) as pack:
+    with _installer(state) as (_, installer), _telling(quiet=as_json) as tell, open_pack(source) as pack:
         done = installer.install(pack, tell, lambda: False, again=again)
     if as_json:
         print_json({**done._asdict(), "signed": False})
@@ -115,8 +116,8 @@ def _install(state: State, source: Path, *, again: bool, as_json: bool) -> None:
 def _sync(state: State, source: "Source", wish: "Wish", *, again: bool, as_json: bool) -> None:
     from agent.corpus.syncing import Syncing
 
-    with _installer(state) as installer, _telling(quiet=as_json) as tell:
-        syncing = Syncing(state.config, installer)
+    with _installer(state) as (database, installer), _telling(quiet=as_json) as tell:
+        syncing = Syncing(state.config, database, installer)
         try:
             done = syncing.run(source, wish, tell, again=again)
         finally:

@@ -4,16 +4,18 @@ Everything is made beside what is in use, in `generations/.incoming`. What a kil
 cleared away by the next one.
 """
 
+import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from agent.config import Config
-from agent.corpus.increments import apply_increment, copy_generation, require_base
+from agent.corpus.increments import apply_increment, copy_generation, link_or_copy, require_base
 from agent.corpus.packs import Pack, required_bytes
 from agent.corpus.switching import activate
-from agent.corpus.trials import HeldBackPacks
+from agent.corpus.trials import HeldBackPacks, TrialError
 from agent.crash_points import crash_point
 from agent.errors import ModelError, PackError, ShortageError, StoppedError
 from agent.model.install import verify as verify_model
@@ -24,9 +26,20 @@ from agent.search.api import SearchAPI
 from agent.search.corpus_index import LOCAL
 from agent.store.agent_db import AgentDatabase
 from agent.store.faults import FULL_BYTES, shortage_of
-from agent.store.generations import INCOMING, PREVIOUS, current_folder, pack_of, sweep, update_lock
+from agent.store.generations import (
+    INCOMING,
+    ON_TRIAL,
+    PREVIOUS,
+    current_folder,
+    pack_of,
+    previous_of,
+    sweep,
+    update_lock,
+)
 from agent.store.journal import Journal
 from agent.store.papers import PaperStore
+
+log = logging.getLogger(__name__)
 
 MIB: Final = 1024 * 1024
 
@@ -48,10 +61,11 @@ class Installed(NamedTuple):
 class Installer:
     """Installs packs into a data folder, beside an agent that runs on it or in the agent's own process."""
 
-    def __init__(self, config: Config, database: AgentDatabase) -> None:
+    def __init__(self, config: Config, database: AgentDatabase, api: SearchAPI | None = None) -> None:
+        """In the agent's own process with its `api`, so that a model is not loaded twice."""
         self._config: Final = config
         self._generations: Final = config.data_dir / "generations"
-        self._api: Final = SearchAPI(config)
+        self._api: Final = api or SearchAPI(config)
         self._journal: Final = Journal(database)
         self._held_back: Final = HeldBackPacks(database)
 
@@ -76,30 +90,64 @@ class Installer:
         """Why a pack is not to be taken again by itself; None if it may be."""
         return self._held_back.reason(version, contents)
 
-    def require_room(self, manifest: PackManifest, *, to_fetch: int = 0) -> None:
-        """Make sure that the disk has room for a pack, of which `to_fetch` bytes must be fetched first.
+    def hold_back(self, manifest: PackManifest, reason: str) -> None:
+        """Do not take a pack again by itself. Raises StateError."""
+        self._held_back.add(manifest, reason)
 
-        The generation before the current one is kept while there is room for it, and no longer. Raises ShortageError.
+    @property
+    def all_held_back(self) -> list[tuple[str, str]]:
+        """Version and contents of each."""
+        return [(one.version, one.contents) for one in self._held_back.all()]
+
+    def require_room(self, manifest: PackManifest, *, to_fetch: int = 0) -> None:
+        """Make sure that the disk has, or can have, room for a pack, of which `to_fetch` bytes must be fetched first.
+
+        Raises ShortageError.
+        """
+        with self._alone():
+            self._room(manifest, to_fetch)
+
+    def require_model(self, manifest: PackManifest) -> None:
+        """Make sure that a pack comes with its model, or that this is here already. Raises ModelError."""
+        held, current = self.installed, current_folder(self._config.data_dir)
+        if any(part.path.startswith(f"{MODEL}/") for part in manifest.parts):
+            return
+        if current and held and held.model == manifest.model and (current / MODEL).is_dir():
+            return
+        if not find_model(self._config.data_dir, manifest.model):
+            raise ModelError(
+                f"pack {manifest.version} is for the model {manifest.model}, which is not installed and not part of it",
+                hint=f"arxplorer-agent model install {manifest.model}, or a pack made --with-model",
+            )
+
+    def _room(self, manifest: PackManifest, to_fetch: int = 0) -> Path | None:
+        """The generation that has to go for it: the one before the current one is kept while there is room for it.
+
+        Not while the current one is on trial. Raises ShortageError.
         """
         needed = required_bytes(manifest) + to_fetch + FULL_BYTES
         current = current_folder(self._config.data_dir)
         if manifest.base and current:
             needed += (current / PAPERS).stat().st_size
-        free = self._free()
-        if free < needed and current and (current / PREVIOUS).exists():
-            with update_lock(self._config.data_dir):
-                (current / PREVIOUS).unlink()
-                sweep(self._config.data_dir)
-            free = self._free()
-        if free < needed:
-            raise ShortageError(
-                f"pack {manifest.version} takes {needed / MIB:.0f} MB of disk, and {free / MIB:.0f} MB are free",
-                hint="make room on the disk of the data folder",
-            )
+        free = shutil.disk_usage(self._generations).free
+        if free >= needed:
+            return None
+        before = previous_of(current) if current and not (current / ON_TRIAL).exists() else None
+        if before and free + _own_bytes(before) >= needed:
+            return before
+        raise ShortageError(
+            f"pack {manifest.version} takes {needed / MIB:.0f} MB of disk, and {free / MIB:.0f} MB are free",
+            hint="make room on the disk of the data folder",
+        )
 
-    def _free(self) -> int:
-        self._generations.mkdir(parents=True, exist_ok=True)
-        return shutil.disk_usage(self._generations).free
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Be the only one who makes a generation, with nothing left of earlier attempts."""
+        with shortage_of(str(self._generations)):
+            self._generations.mkdir(parents=True, exist_ok=True)
+            with update_lock(self._config.data_dir):
+                sweep(self._config.data_dir)
+                yield
 
     def install(self, pack: Pack, tell: Tell, stop: Callable[[], bool], *, again: bool = False) -> Installed:
         """Make a pack the corpus in use, or a part of it. Every hash is checked, also of the pack that is in use.
@@ -115,18 +163,24 @@ class Installer:
         reason = None if again else self.held_back(manifest.version, manifest.contents)
         if reason:
             raise PackError(f"pack {manifest.version} was taken before and not kept: {reason}", hint="--again takes it")
-        self.require_room(manifest)
-        with shortage_of(str(self._generations)), update_lock(self._config.data_dir):
-            sweep(self._config.data_dir)
+        self.require_model(manifest)
+        with self._alone():
+            if before := self._room(manifest):
+                log.warning("generation %s goes, since there is no room for three", before.name)
+                (current_folder(self._config.data_dir) or before).joinpath(PREVIOUS).unlink()
+                sweep(self._config.data_dir)
             tell(Progress(state="installing", part=0.0))
-            incoming = self._generations / INCOMING
+            if again:
+                self._held_back.forget(manifest.version, manifest.contents)
             try:
-                self._make(pack, incoming, tell, stop)
-                switched = activate(self._api, incoming, self._journal)
-            finally:
-                shutil.rmtree(incoming, ignore_errors=True)
+                self._make(pack, self._generations / INCOMING, tell, stop)
+                switched = activate(self._api, self._generations / INCOMING, self._journal)
+            except BaseException as error:
+                if isinstance(error, TrialError):
+                    self._held_back.add(manifest, error.message)
+                sweep(self._config.data_dir)  # it may have its number already
+                raise
         crash_point("installing.install:switched")
-        self._held_back.forget(manifest.version, manifest.contents)
         return Installed(manifest.version, manifest.papers, switched=True, own_changes=switched.replayed.entries)
 
     def _make(self, pack: Pack, incoming: Path, tell: Tell, stop: Callable[[], bool]) -> None:
@@ -165,15 +219,15 @@ class Installer:
         """A corpus is searched with the model that its vectors are of: the pack's own, or one that is here already."""
         own = incoming / MODEL
         if own.is_dir():
-            verify_model(own)
-            return
-        if find_model(self._config.data_dir, manifest.model):
-            return
-        held = self.installed
-        if current and held and held.model == manifest.model and (current / MODEL).is_dir():
-            shutil.copytree(current / MODEL, own)
-            return
-        raise ModelError(
-            f"pack {manifest.version} is for the model {manifest.model}, which is not installed and not part of it",
-            hint=f"arxplorer-agent model install {manifest.model}, or a pack made --with-model",
-        )
+            verify_model(own, manifest.model)
+        elif current and (current / MODEL).is_dir() and self.model == manifest.model:
+            own.mkdir()
+            for file in (current / MODEL).iterdir():
+                link_or_copy(file, own / file.name)
+            sync_folder(own)
+
+
+def _own_bytes(folder: Path) -> int:
+    """What deleting a generation gives back: files that another one has as well do not count."""
+    files = (path.stat() for path in folder.rglob("*") if path.is_file())
+    return sum(file.st_size for file in files if file.st_nlink == 1)

@@ -93,9 +93,15 @@ def _install(manifest: ModelManifest, scratch: Path, target: Path, source: Path 
     return result
 
 
-def verify(folder: Path) -> SelfTest:
-    """Check an installed model's files against the hashes taken at installation, then self-test it."""
-    _verify(folder, _read_manifest(folder / "model.yaml").installed, complete=True)
+def verify(folder: Path, name: str | None = None) -> SelfTest:
+    """Check an installed model's files against the hashes taken at installation, then self-test it.
+
+    With `name` it has to be that model.
+    """
+    manifest = _read_manifest(folder / "model.yaml")
+    if name is not None and manifest.name != name:
+        raise ModelError(f"{folder}/model.yaml: name: expected {name}, got {manifest.name}")
+    _verify(folder, manifest.installed, complete=True)
     return self_test(folder)
 
 

@@ -1,7 +1,7 @@
 """What a repository offers, and which of it a device should install. Pure."""
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import count
 from typing import Annotated, Final
 
@@ -73,12 +73,14 @@ def choose(
     model: str | None = None,
     categories: Sequence[str] | None = None,
     installed: tuple[str, str | None] | None = None,
+    avoid: Collection[tuple[str, str]] = (),
 ) -> list[Release]:
     """What to install, in this order, to get from what is installed to what is wished for.
 
     Without a `version` the newest is wished for; without a `model` any; without `categories` packs of all categories,
     or where there are none, any. `installed` is (version, contents or None where they are not known). Empty where that
-    is it already. Raises RepositoryError, naming what there is.
+    is it already. What is to be avoided, as (version, contents), lies on no way to something else. Raises
+    RepositoryError, naming what there is.
     """
     in_channel = _having(releases, channel, "channel", "the repository", lambda release: release.channel)
     wished, place = in_channel, f"channel {channel}"
@@ -98,7 +100,8 @@ def choose(
     goal = max(first, key=lambda state: first[state])
     if installed and installed[0] == goal[1] and installed[1] in (None, goal[2]):
         return []
-    way = _way(in_channel, goal, installed)
+    passable = [release for release in in_channel if release.state == goal or release.state[1:] not in avoid]
+    way = _way(passable, goal, installed)
     if way is None:
         bases = sorted({release.base.version for release in wished if release.state == goal and release.base})
         raise RepositoryError(
