@@ -75,6 +75,15 @@ def test_what_was_not_done_after_all_is_taken_back_and_what_came_since_stands(jo
     assert said(journal) == [OwnChange(ID, paper(3))]
 
 
+def test_what_is_taken_back_is_told_again_to_who_has_read_on_meanwhile(journal: Journal) -> None:
+    journal.record([OwnChange(ID, paper())])
+    refused = journal.record([OwnChange(ID, paper(2))])
+    journal.record([OwnChange("2401.00002", None)])
+    read_up_to = journal.since(0, 9)[-1].seq
+    journal.take_back(refused)
+    assert [entry.change for entry in journal.since(read_up_to, 9)] == [OwnChange(ID, paper())]
+
+
 @pytest.mark.parametrize("column", ["arxiv_id", "paper", "model", "vector", "crc"])
 def test_a_damaged_row_is_passed_over(journal: Journal, tmp_path: Path, column: str, caplog) -> None:
     names = [f"2401.{number:05d}" for number in range(5)]

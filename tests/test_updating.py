@@ -230,6 +230,15 @@ def other_model(operator: Operator, tmp_path_factory: pytest.TempPathFactory) ->
         done = run_command(*arguments, data_dir=data_dir, **environment)
         assert done.returncode == 0, done.stderr
     command("corpus", "publish", operator.repository, "--pack", folder / "pack", "--keys", operator.keys)
+    # A pack of what came by a pack is for the model of that, whatever is configured.
+    for arguments in (
+        ["corpus", "install", str(folder / "pack")],
+        ["corpus", "pack", str(folder / "again"), "--with-model", "--json"],
+    ):
+        done = run_command(*arguments, data_dir=folder / "device")
+        assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["model"], told["embedded"]) == (OTHER, told["papers"])
     return OTHER
 
 

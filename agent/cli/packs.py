@@ -42,25 +42,25 @@ def pack(
     give one.
     """
     from agent.corpus.packing import pack as make
-    from agent.search.api import find_manifest
+    from agent.search.api import corpus_model
     from agent.store.generations import current_generation, no_corpus
 
     config = state.config
     corpus = current_generation(config.data_dir)
     if corpus is None:
         raise no_corpus(config.data_dir)
-    name = config.model.name
+    model = corpus_model(config, corpus)
     given = categories or published_from or limit
     with _steps(shown=not as_json) as step:
         manifest = make(
             corpus,
-            name,
-            find_manifest(config.data_dir, name).dimensions,
+            model.name,
+            model.dimensions,
             folder,
             selection=_selection(categories, published_from, limit) if given or not since else None,
             version=version,
             since=since,
-            model_files=_model_files(state) if with_model else None,
+            model_files=_model_files(state, corpus, model.name) if with_model else None,
             progress=step,
         )
     _show(manifest, folder, as_json=as_json)
@@ -77,12 +77,11 @@ def _selection(categories: tuple[str, ...], published_from: str | None, limit: i
     return Selection(tuple(sorted(set(categories))), first, limit)
 
 
-def _model_files(state: State) -> Path:
+def _model_files(state: State, corpus: Path, name: str) -> Path:
     from agent.errors import ModelError
-    from agent.paths import find_model
+    from agent.search.api import model_folder
 
-    name = state.config.model.name
-    found = find_model(state.config.data_dir, name)
+    found = model_folder(state.config, corpus, name)
     if found is None:
         raise ModelError(f"model {name} is not installed", hint=f"arxplorer-agent model install {name}")
     return found

@@ -87,6 +87,11 @@ class HarvestTimer:
             "error": self._error,
         }
 
+    @property
+    def problems(self) -> list[str]:
+        """Why the last attempt failed, in words, until one goes well."""
+        return [f"no harvest: {self._error}"] if self._error else []
+
     def _run(self) -> None:
         asked_s = 0.0  # what the repository has asked to be left alone for
         harvester = harvester_of(self._api, self._apply, self._database, stop=self._stop, spacing_s=self._spacing_s)

@@ -18,7 +18,7 @@ from weakref import ReferenceType, ref
 from agent.corpus.embedding import embed_missing
 from agent.corpus.self_test import failures_of
 from agent.corpus.switching import roll_back, sweep_quietly
-from agent.corpus.trials import HeldBackPacks, Trial, TrialError
+from agent.corpus.trials import HeldBackPacks, Trial, TrialError, end_trial
 from agent.domain import SearchRequest
 from agent.errors import AgentError, CorpusError, DamagedPapersError, ShortageError, SupersededError
 from agent.paths import scratch_folder
@@ -330,10 +330,14 @@ class CorpusKeeper:
         self._close_left()
         try:
             done = roll_back(self._api, self._journal, self._held_back, reason=reason, on_trial=False, patience_s=0.0)
+        except ShortageError as error:
+            self._lacks(error.message)  # that may pass: it stays on trial, and is given back by a later start
+            return False
         except AgentError as error:
             log.error("and there is no going back: %s", error.message)  # noqa: TRY400  the message says it all
-            self._trial.proven()  # there is no other one to answer from
-            self.end_trial()
+            with suppress(OSError):  # there is no other one to answer from
+                end_trial(folder)
+            self._trial.drop()
             return False
         self._trial.drop()
         self._given_back = f"corpus {done.before} was given back for {done.after}: {reason}"

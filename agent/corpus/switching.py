@@ -18,7 +18,7 @@ from agent.corpus.replay import NOTHING, Replayed, replay
 from agent.corpus.self_test import failures_of
 from agent.corpus.trials import BY_HAND, HeldBackPacks, TrialError, end_trial, put_on_trial
 from agent.crash_points import crash_point
-from agent.errors import CorpusError, DamagedPapersError, NotReadyError, SupersededError
+from agent.errors import CorpusError, DamagedPapersError, NotReadyError, StateError, SupersededError
 from agent.paths import sync_folder, write_file
 from agent.search.api import SearchAPI
 from agent.search.corpus_index import LOCAL
@@ -106,7 +106,13 @@ def roll_back(
         )
     # First: an agent that is killed after going back must not take the same pack again.
     if left := pack_of(current):
-        held_back.add(left, reason)
+        try:
+            held_back.add(left, reason)
+        except StateError as error:
+            if reason == BY_HAND:
+                raise
+            # One that does not work has to go all the same, on a full disk too.
+            log.warning("that %s failed will not be remembered: %s", left.version, error.message)
         crash_point("switching.roll_back:held-back")
     try:
         switched = activate(api, previous, journal, on_trial=on_trial, patience_s=patience_s)

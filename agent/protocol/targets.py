@@ -9,7 +9,7 @@ from agent.errors import validation_place
 
 State = Literal["pending", "downloading", "installing", "current", "failed"]
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")]
 Category = Annotated[str, Meta(min_length=1, max_length=64)]
 NAME_EXPECTED: Final = "must be letters, digits and ._- (at most 100)"
 

@@ -17,7 +17,7 @@ from agent.errors import ShortageError
 from agent.paths import sync_folder, write_file
 from agent.protocol.pack_manifest import MANIFEST, MODEL
 from agent.store.faults import FULL_BYTES, shortage_of
-from agent.store.generations import ON_TRIAL, PREVIOUS, REPLACES, activate, new_folder
+from agent.store.generations import ON_TRIAL, PREVIOUS, REPLACES, activate, new_folder, previous_of
 from agent.store.inspection import NothingReadableError, Salvaged, files_of, salvage
 from agent.store.papers import PaperStore
 
@@ -80,10 +80,12 @@ def sweep(data_dir: Path) -> None:
     if not current.is_dir():
         return
     for folder in (data_dir / "generations").iterdir():
-        if folder.resolve() != current and not any(folder.iterdir()):
+        if folder.name.isdigit() and folder.resolve() != current and not any(folder.iterdir()):
             folder.rmdir()  # killed before it was marked
     for marker in sorted((data_dir / "generations").glob(f"*/{REPLACES}")):
         new = marker.parent.resolve()
+        if new == previous_of(current):
+            continue  # another one has taken its place before it was cleared up after, and may go back to it
         if new != current:
             shutil.rmtree(new)
             continue

@@ -82,8 +82,11 @@ class Journal:
 
         def write(db: sqlite3.Connection) -> None:
             db.executemany("DELETE FROM journal WHERE seq = ?", [[seq] for seq in recorded.seqs])
-            # Somebody may have written of the same paper since: that stands.
-            db.executemany("INSERT OR IGNORE INTO journal VALUES (?, ?, ?, ?, ?, ?)", recorded.before)
+            # Somebody may have written of the same paper since: that stands. As a new entry, since whoever follows the
+            # journal may be past the old one.
+            columns = "(arxiv_id, paper, model, vector, crc) VALUES (?, ?, ?, ?, ?)"
+            rows = [row[1:] for row in recorded.before]
+            db.executemany(f"INSERT OR IGNORE INTO journal {columns}", rows)
 
         if not recorded.seqs:
             return
