@@ -38,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder, its pack, the same changed, and the increment between; not to be changed."""
     folder = tmp_path_factory.mktemp("made")
     corpus = fill(folder / "data" / "generations" / "0001", list(range(40)))
-    activate(folder / "data", corpus)
+    activate(folder / "data", corpus, instead_of=None)
     make(corpus, folder / "whole", version="1")
     later = shutil.copytree(corpus, folder / "later")
     with open_index(later) as index:
