@@ -40,6 +40,7 @@ from agent.store.outbox import Outbox
 from agent.updating import Updater, give_way
 
 if TYPE_CHECKING:
+    from agent.cloud.jobs import Operation
     from agent.cloud.link import CloudLink
     from agent.cloud.services import CloudServices
     from agent.corpus.harvest_timer import HarvestTimer
@@ -148,10 +149,14 @@ class MQTTSearchService:
             targets=targets,
             facts=lambda: {"version": __version__, "corpus_version": self.api.engine.corpus_version},
             settling=self._settling,
-            operations={"corpus.update": self._updater.corpus_job, "model.update": self._updater.model_job},
+            operations=self._operations(),
             job_pool=self._job_pool,
             restart=self.stop,
         )
+
+    def _operations(self) -> "dict[str, Operation]":
+        """What jobs may ask for, by the name of the operation."""
+        return {"corpus.update": self._updater.corpus_job, "model.update": self._updater.model_job}
 
     def _harvest_timer(self) -> "HarvestTimer | None":
         wanted = self.config.corpus.harvest
