@@ -74,8 +74,8 @@ def _telling(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
 if __name__ == "__main__":
     vectors.TAIL_ROWS, corpus_index.CHANGES_A_COMMIT, importer.BATCH = 15, 25, BATCH
-    for name in ("put", "put_vectors"):
-        setattr(PaperStore, name, _telling(name, getattr(PaperStore, name)))
+    PaperStore.put_vectors = _telling("put_vectors", PaperStore.put_vectors)
+    importer._store = _telling("put", importer._store)  # once its transaction is committed
     updates.apply_update = _telling("remove", updates.apply_update)
     from agent.__main__ import main
 
