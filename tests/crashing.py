@@ -75,7 +75,7 @@ def _telling(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
 if __name__ == "__main__":
     vectors.TAIL_ROWS, corpus_index.CHANGES_A_COMMIT, importer.BATCH = 15, 25, BATCH
     PaperStore.put_vectors = _telling("put_vectors", PaperStore.put_vectors)
-    importer._store = _telling("put", importer._store)  # once its transaction is committed
+    importer.store_batch = _telling("put", importer.store_batch)  # once its transaction is committed
     updates.apply_update = _telling("remove", updates.apply_update)
     from agent.__main__ import main
 

@@ -85,7 +85,7 @@ def import_papers(
     try:
         with open_lines(path) as lines, _nobody_embeds(index) if vectors is not None else nullcontext():
             for number, batch in enumerate(_batches(_good_rows(lines, report)), 1):
-                stored = _store(batch, index, report, journal)
+                stored = store_batch(batch, index, report, journal)
                 if vectors is not None:
                     keys.extend(key or 0 for key in stored)
                     positions.extend(row.position for row in batch)
@@ -140,7 +140,7 @@ def _batches(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
         yield batch
 
 
-def _store(batch: list[_Row], index: CorpusIndex, report: ImportReport, journal: Journal | None) -> list[int | None]:
+def store_batch(batch: list[_Row], index: CorpusIndex, report: ImportReport, journal: Journal | None) -> list[int | None]:
     with index.papers.transaction():
         done = index.papers.put([row.paper for row in batch])
         if journal:
