@@ -140,7 +140,9 @@ def _batches(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
         yield batch
 
 
-def store_batch(batch: list[_Row], index: CorpusIndex, report: ImportReport, journal: Journal | None) -> list[int | None]:
+def store_batch(
+    batch: list[_Row], index: CorpusIndex, report: ImportReport, journal: Journal | None
+) -> list[int | None]:
     with index.papers.transaction():
         done = index.papers.put([row.paper for row in batch])
         if journal:
