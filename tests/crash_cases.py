@@ -11,10 +11,10 @@ import pytest
 from agent.crash_points import VARIABLE
 
 POINTS: dict[str, list[str]] = {
-    "installing.apply:applied": ["increment"],
-    "installing.make:unpacked": ["whole", "increment"],
-    "installing.make:complete": ["whole", "increment", "sync"],
-    "installing.install:switched": ["whole", "increment"],
+    "installing.apply:applied": ["take-increment"],
+    "installing.make:unpacked": ["take", "take-increment"],
+    "installing.make:complete": ["take", "take-increment", "sync"],
+    "installing.install:switched": ["take", "take-increment"],
     "agent_db.compact:before-checkpoint": ["outbox"],
     "agent_db.put_aside:renamed": ["damaged"],
     "agent_db.write:after-commit": ["outbox", "outbox:4", "outbox:7", "outbox:8"],

@@ -185,10 +185,10 @@ def test_the_generation_before_goes_when_there_is_no_room_for_it(operator, small
 
 # -- killed ------------------------------------------------------------------------------------------------------------
 
-PACKS = {"whole": Operator.pack, "increment": Operator.increment}
+PACKS = {"take": Operator.pack, "take-increment": Operator.increment}
 
 
-@pytest.mark.parametrize(("scenario", "point"), cases("whole", "increment"))
+@pytest.mark.parametrize(("scenario", "point"), cases("take", "take-increment"))
 def test_a_killed_installation_leaves_the_corpus_before_or_the_new_one_and_can_be_done_again(
     scenario: str, point: str, operator, data_dir
 ) -> None:
