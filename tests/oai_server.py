@@ -157,7 +157,8 @@ class OaiServer:
         with self._guard:
             self._open += 1
             gap = time.monotonic() - self._last if self._last is not None else self.spacing_s
-            if gap < self.spacing_s or self._open > 1:
+            # Half of it, and nothing where it is next to none: a thread here may hear late that its answer has arrived.
+            if self.spacing_s and (gap < self.spacing_s / 2 or self._open > 1):
                 self.impolite.append(gap)
             self.requests.append(parameters)
             self.agents.add(agent)
