@@ -331,7 +331,8 @@ class CorpusKeeper:
         try:
             done = roll_back(self._api, self._journal, self._held_back, reason=reason, on_trial=False, patience_s=0.0)
         except ShortageError as error:
-            self._lacks(error.message)  # that may pass: it stays on trial, and is given back by a later start
+            self._lacks(error.message)  # that may pass: still marked, it is given back by a later start
+            self._trial.drop()
             return False
         except AgentError as error:
             log.error("and there is no going back: %s", error.message)  # noqa: TRY400  the message says it all
