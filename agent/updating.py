@@ -157,10 +157,11 @@ class Updater:
         until = time.monotonic() + GO_OVER_S
         while not self._gone_over() and time.monotonic() < until and not self._stopping.wait(LOOK_S):
             pass
-        installed = self._installer.installed
-        if not self._stopping.is_set() and (installed is None or installed.version != done.version):
+        if self._stopping.is_set():
+            return
+        if self._installer.version != done.version:
             raise PackError(f"{done.version} was given back: it has not proved itself", hint="see the agent's log")
-        if not self._stopping.is_set() and not self._gone_over():
+        if not self._gone_over():
             raise PackError(f"{done.version} is installed and was not gone over to within {GO_OVER_S:.0f} s")
 
     def corpus_job(self, job: "Job") -> dict[str, Any]:
@@ -227,7 +228,7 @@ class Updater:
         try:
             done = self.update(wish, tell, lambda: self._targets.wish != wish)
         except StoppedError:
-            begun = begun and not self._stopping.is_set()  # the next start goes on
+            log.info("the update of the corpus is stopped")
         except AgentError as error:
             self._failed(error.message)
         except Exception as error:
@@ -238,8 +239,8 @@ class Updater:
             if done.held_back:
                 log.warning("a newer corpus is not taken: %s", done.held_back)
             self._tell(Progress())
-        if begun or self._under_way.load():
-            self._note_under_way(begun=self._stopping.is_set())
+        if not self._stopping.is_set() and (begun or self._under_way.load()):  # else the next start goes on
+            self._note_under_way(begun=False)
 
     def _note_under_way(self, *, begun: bool) -> None:
         try:

@@ -104,10 +104,11 @@ def test_the_timer_tells_what_is_wrong_and_stops_at_once(data_dir: Path) -> None
         )
         timer.start()
         assert failed.wait(WAIT_S)
-        state = timer.state()
+        problems = timer.problems
         stopped.append(timer.stop(WAIT_S))
-    assert "cannot be reached" in state["error"]
-    assert (state["running"], state["last"], stopped) == (False, None, [True])
+    assert len(problems) == 1
+    assert "cannot be reached" in problems[0]
+    assert stopped == [True]
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,11 @@
 """The running agent's harvests: one each interval, later and later while they fail, in a thread of their own."""
 
-import datetime as dt
 import logging
 import random
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from agent.corpus.harvest import Apply, Harvester, harvester_of
 from agent.corpus.oai import SPACING_S
@@ -61,9 +60,6 @@ class HarvestTimer:
         self._interval_s: Final = float(api.config.corpus.harvest.interval_s)
         self._stop: Final = threading.Event()
         self._failures = 0
-        self._next_s = 0.0  # time.time()
-        self._last_s = 0.0
-        self._running = False
         self._error: str | None = None
         # A socket that is being read cannot be interrupted, and need not be waited for: what was applied is durable.
         self._thread: Final = threading.Thread(target=self._run, name="harvest", daemon=True)
@@ -77,15 +73,6 @@ class HarvestTimer:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
-
-    def state(self) -> dict[str, Any]:
-        """For the status: `running`, `last` and `next` as UTC times or None, `error` of the last attempt or None."""
-        return {
-            "running": self._running,
-            "last": _utc(self._last_s),
-            "next": _utc(self._next_s),
-            "error": self._error,
-        }
 
     @property
     def problems(self) -> list[str]:
@@ -101,7 +88,6 @@ class HarvestTimer:
 
     def _wait(self, finished_s: float, asked_s: float) -> bool:
         """Wait until the next harvest is due; true when it is time to stop instead."""
-        self._last_s = finished_s
         begun_s = time.monotonic()
         least_s = max(pause_s(self._interval_s, self._failures, random.random()), asked_s)  # noqa: S311
         while True:
@@ -109,13 +95,11 @@ class HarvestTimer:
             # Asked anew each time: on a device without a battery the clock is set when the network is there.
             ago_s = time.time() - finished_s if finished_s else None
             left = max(least_s - here_s, 0.0 if self._failures else left_s(self._interval_s, ago_s, here_s))
-            self._next_s = time.time() + left
             if left <= 0.0 or self._stop.wait(min(left, LOOK_S)):
                 return self._stop.is_set()
 
     def _once(self, harvester: Harvester) -> float:
         """How long the repository wants to be left alone."""
-        self._running = True
         try:
             report = harvester.harvest()
         except HarvestError as error:
@@ -130,8 +114,6 @@ class HarvestTimer:
             self._failures, self._error = 0, None
             if report.complete:
                 log.info("harvest: %d added, %d updated, %d removed", report.added, report.updated, report.removed)
-        finally:
-            self._running = False
         return 0.0
 
     def _failed(self, message: str) -> None:
@@ -139,7 +121,3 @@ class HarvestTimer:
         if message != self._error:  # said once: a device may be without a network for months
             log.warning("the harvest failed and is tried again: %s", message)
         self._error = message
-
-
-def _utc(moment_s: float) -> str | None:
-    return dt.datetime.fromtimestamp(moment_s, dt.UTC).isoformat(timespec="seconds") if moment_s else None

@@ -113,18 +113,6 @@ class Journal:
         rows = self._read(lambda db: db.execute(query, [json.dumps(list(arxiv_ids))]).fetchall())
         return {entry.change.arxiv_id for entry in map(_entry_of, rows) if entry}
 
-    def last(self) -> int:
-        """The number of the newest entry, 0 where there is none."""
-        return self._number("SELECT ifnull(max(seq), 0) FROM journal")
-
-    def count(self) -> int:
-        """Of how many papers it says something."""
-        return self._number("SELECT count(*) FROM journal")
-
-    def _number(self, query: str) -> int:
-        rows = self._read(lambda db: db.execute(query).fetchall())
-        return int(rows[0][0]) if rows else 0
-
     def _read(self, action: Callable[[sqlite3.Connection], list[Row]]) -> list[Row]:
         if not self._database.path.exists():
             return []
