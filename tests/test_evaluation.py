@@ -93,7 +93,6 @@ def test_a_third_of_scifact_is_ranked_as_well_as_the_whole_promises(
         lines = [line for number, line in enumerate(documents) if number % 3 == 0 or json.loads(line)["_id"] in judged]
     (tmp_path / "corpus.jsonl").write_text("".join(lines), "utf-8")
     scores = evaluate_folder(tmp_path, ["test"], embedder, SearchConfig())["test"]
-    print(scores)
     best_alone = max(scores["keyword"]["ndcg@10"], scores["semantic"]["ndcg@10"])
     assert scores["keyword"]["ndcg@10"] >= 0.66
     assert scores["semantic"]["ndcg@10"] >= 0.645
