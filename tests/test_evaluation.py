@@ -84,7 +84,11 @@ def test_a_malformed_file_is_a_clear_error(changes: dict, said: str, embedder: E
 def test_a_third_of_scifact_is_ranked_as_well_as_the_whole_promises(
     shared: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
-    """Of all documents the bench tells, `scripts/bench relevance`: embedding them takes minutes."""
+    """Of all documents the bench tells, `scripts/bench relevance`: embedding them takes minutes.
+
+    Among fewer documents each is found more easily: the bounds are as far below what was measured here (.780, .742,
+    .815, .987) as those of the whole (.66, .645, .73, .95) below .689, .650, .738 and its recall.
+    """
     source = shared / "data" / "scifact"
     for name in ("queries.jsonl.gz", "qrels"):
         (tmp_path / name).symlink_to(source / name)
@@ -94,8 +98,8 @@ def test_a_third_of_scifact_is_ranked_as_well_as_the_whole_promises(
     (tmp_path / "corpus.jsonl").write_text("".join(lines), "utf-8")
     scores = evaluate_folder(tmp_path, ["test"], embedder, SearchConfig())["test"]
     best_alone = max(scores["keyword"]["ndcg@10"], scores["semantic"]["ndcg@10"])
-    assert scores["keyword"]["ndcg@10"] >= 0.66
-    assert scores["semantic"]["ndcg@10"] >= 0.645
-    assert scores["hybrid"]["ndcg@10"] >= 0.73
+    assert scores["keyword"]["ndcg@10"] >= 0.75
+    assert scores["semantic"]["ndcg@10"] >= 0.736
+    assert scores["hybrid"]["ndcg@10"] >= 0.807
     assert scores["hybrid"]["ndcg@10"] >= best_alone + 0.03
-    assert scores["hybrid"]["recall@100"] >= 0.95
+    assert scores["hybrid"]["recall@100"] >= 0.975
