@@ -58,7 +58,6 @@ class Channel:
         self.connection.on_connected(self._report_now.set)
         link = name if name == "local" else f"{name} {self.connection.address}"
         self.delivery: Final = Delivery(self.connection, link, outbox, disk)
-        self.delivery.on_problem(self.report_soon)
         self.bridge: Final = MQTTSearchBridge(
             self.connection, api, delivery=self.delivery, marks=marks, updates=updates
         )

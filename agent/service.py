@@ -182,6 +182,7 @@ class MQTTSearchService:
         for channel in self._channels:
             channel.bridge.on_update(self._follow_now.set)
             channel.connection.on_change(self._report_links)
+            channel.delivery.on_problem(self._report_everywhere)  # a link that is down cannot tell of it itself
             await channel.bridge.setup()
             if channel.name == "local":
                 channel.connection.start()

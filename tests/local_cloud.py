@@ -292,10 +292,12 @@ def first(answer: dict[str, Any]) -> str:
     return answer["results"][0]["arxiv_id"]
 
 
-def status(app: Client, wanted: Callable[[dict[str, Any]], Any] = bool) -> dict[str, Any]:
-    """The next status message that says what is wanted."""
+def status(
+    app: Client, wanted: Callable[[dict[str, Any]], Any] = bool, *, timeout_s: float = WAIT_S
+) -> dict[str, Any]:
+    """The next status message that says what is wanted; so long after the one before at most."""
     while True:
-        message = app.next()
+        message = app.next(timeout_s)
         if message.topic.startswith(STATUS):
             document = json.loads(message.payload)
             if wanted(document):

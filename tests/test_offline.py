@@ -292,3 +292,25 @@ def test_answers_that_a_full_disk_cannot_keep_are_left_to_the_broker_and_nothing
     again = answers_to(behind, *asked)
     assert all(first(one) == ANSWER for copies in again.values() for one in copies)
     assert not has_outbox(agent)
+
+
+def test_what_cannot_be_kept_for_one_link_is_named_on_the_other_at_once(
+    start_agent, sample_data_dir: Path, cloud: LocalCloud, broker: Mosquitto, client: Client, behind: Client
+) -> None:
+    database = AgentDatabase(sample_data_dir / "agent.db")
+    Outbox(database, OutboxConfig()).put([])
+    database.close()
+    no_heartbeat = {"ARXPLORER__HEALTH__HEARTBEAT_S": "3600"}
+    agent = start_agent(sample_data_dir, broker.port, config=cloud.config("device"), **QUICK, **no_heartbeat)
+    wait_until(lambda: f"connected to localhost:{cloud.port}".encode() in agent.log.read_bytes())
+    cloud.fault("drop-puback")
+    asked = ask_without_waiting(behind)
+    answers_to(behind, asked)
+    client.subscribe(f"{STATUS}/device")
+    with closing(sqlite3.connect(agent.data_dir / "agent.db", isolation_level=None)) as somebody:
+        somebody.execute("BEGIN EXCLUSIVE")
+        cloud.fault("refuse")  # the local link hears of this first, and seconds later of the answer
+        locked = "database is locked"
+        status(client, lambda said: any(locked in one for one in said["details"]["problems"]), timeout_s=60)
+    cloud.fault("clear")
+    assert all(first(one) == ANSWER for one in answers_to(behind, asked)[asked])
