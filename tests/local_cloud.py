@@ -292,9 +292,7 @@ def first(answer: dict[str, Any]) -> str:
     return answer["results"][0]["arxiv_id"]
 
 
-def status(
-    app: Client, wanted: Callable[[dict[str, Any]], Any] = bool, *, timeout_s: float = WAIT_S
-) -> dict[str, Any]:
+def status(app: Client, wanted: Callable[[dict[str, Any]], Any] = bool, *, timeout_s: float = WAIT_S) -> dict[str, Any]:
     """The next status message that says what is wanted; so long after the one before at most."""
     while True:
         message = app.next(timeout_s)

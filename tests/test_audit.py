@@ -29,7 +29,16 @@ class Told:
 
     def __init__(self, *stored: Key) -> None:
         self.findings = Findings()
-        self.audit = Audit(self.findings, REQUESTS.__eq__, stored.__contains__)
+        self.storage = set(stored)
+        self.audit = Audit(self.findings, REQUESTS.__eq__, self.storage.__contains__)
+
+    def store(self) -> "Told":
+        self.storage.add(Key(MARK, None))
+        return self
+
+    def remove(self) -> "Told":
+        self.storage.clear()
+        return self
 
     def request(self, number: int = 1, payload: bytes = b"{}", correlation: bytes | None = MARK, **more: Any) -> "Told":
         self.audit.to_agent(_publish(REQUESTS, number, payload, correlation, **more))
@@ -90,6 +99,32 @@ def test_an_answer_that_got_to_the_broker_by_an_earlier_connection_counts() -> N
 def test_a_stored_answer_excuses_only_its_own_request() -> None:
     told = Told(Key(MARK, None)).request(1).request(2, correlation=b"other").acknowledged(1).acknowledged(2)
     assert (told.findings.stored, told.early) == (1, [Key(b"other", None)])
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        pytest.param(Told().request(1).request(2).store().answer().at_broker().remove(), id="copies that were there"),
+        pytest.param(Told().store().request(1).answer().at_broker().request(2).remove(), id="a copy that came before"),
+        pytest.param(Told().store().request(1).request(2).remove(), id="copies that came while it was stored"),
+    ],
+)
+def test_a_stored_answer_is_good_for_every_copy_that_came_before_it_left(told: Told) -> None:
+    told.acknowledged(1).acknowledged(2)
+    assert (told.findings.acknowledged, told.findings.stored, told.early) == (2, 2, [])
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        pytest.param(Told().store().request(1).answer().at_broker().remove().request(2), id="after it had left"),
+        pytest.param(Told().request(2).store().answer().at_broker(code=0x97).remove(), id="an answer that was refused"),
+        pytest.param(Told().request(2).store().answer().remove(), id="an answer that is on its way"),
+        pytest.param(Told().request(2).store().answer(correlation=b"other").at_broker().remove(), id="another answer"),
+    ],
+)
+def test_a_stored_answer_is_good_for_no_other_copy(told: Told) -> None:
+    assert told.acknowledged(2).early == [Key(MARK, None)]
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])

@@ -76,6 +76,19 @@ def test_what_is_kept_comes_back_whole_and_in_order_after_a_restart(device: Devi
     assert device.waiting("report") == [b"a report"]
 
 
+def test_a_request_is_forgotten_before_its_answer_is_gone_from_the_disk(device: Device) -> None:
+    key, known = b"k" * 32, []
+    device.outbox.put([answer(b"1", key=key)])
+    write = device.database.write
+
+    def watched(action: Any) -> Any:
+        return write(lambda db: (action(db), known.append(device.outbox.holds("local", key)))[0])
+
+    device.database.write = watched
+    device.outbox.remove([one.seq for one in device.outbox.next("local", "answer", 1)])
+    assert known[-1] is False
+
+
 def test_a_request_is_known_while_its_answer_waits_and_not_after(device: Device) -> None:
     key = b"k" * 32
     assert not device.outbox.holds("local", key)

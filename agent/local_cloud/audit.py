@@ -1,8 +1,10 @@
 """Whether an agent acknowledges a request only after its answer: told the packets of one connection, it says. Pure.
 
 An answer is at the broker once the broker's PUBACK of it has been sent to the agent. Until then the request may be
-acknowledged only if the answer is stored on the device. A connection that ends takes its audit with it: the broker
-delivers again what was not acknowledged on it, under packet ids of the next one.
+acknowledged only if the answer is stored on the device. An answer made for a delivery is good for that one alone; one
+that is stored is good for every copy of its request that was at the agent before it had left the storage. A connection
+that ends takes its audit with it: the broker delivers again what was not acknowledged on it, under packet ids of the
+next one.
 """
 
 import gzip
@@ -28,12 +30,29 @@ IsStored = Callable[[Key], bool]
 
 
 @dataclass
+class _Delivery:
+    """A request at the agent."""
+
+    key: Key
+    served: bool
+    """Its answer was stored when it came, or got to the broker from the storage since."""
+
+
+class _OnItsWay(NamedTuple):
+    """An answer that the broker has not acknowledged."""
+
+    key: Key
+    stored: bool
+    """It came from the storage, as far as can be told: it was there when it was sent."""
+
+
+@dataclass
 class Findings:
     """What the audits of all connections of one client have found; the numbers count requests."""
 
     acknowledged: int = 0
     stored: int = 0
-    """Of these, acknowledged while the answer was stored and not at the broker yet."""
+    """Of these, acknowledged for an answer that is stored, or was when they came."""
     early: list[Key] = field(default_factory=list)
     """Of these, acknowledged while the answer was nowhere."""
     unmarked: int = 0
@@ -64,8 +83,8 @@ class Audit:
         self._findings: Final = findings
         self._is_request: Final = is_request
         self._is_stored: Final = is_stored
-        self._requests: Final[dict[int, Key]] = {}  # at the agent, by packet id
-        self._answers: Final[dict[int, Key]] = {}  # on their way to the broker
+        self._requests: Final[dict[int, _Delivery]] = {}  # by packet id
+        self._answers: Final[dict[int, _OnItsWay]] = {}  # by packet id
 
     def to_agent(self, packet: mqtt5.Packet) -> None:
         """A packet is about to be sent to the agent."""
@@ -77,33 +96,44 @@ class Audit:
                 if key == Key(None, None):
                     self._findings.unmarked += 1
                 else:
-                    self._requests[number] = key
+                    self._requests[number] = _Delivery(key, self._is_stored(key))
             case mqtt5.PubAckPacket():
-                answered = self._answers.pop(packet.packet_id, None)
-                if answered and int(packet.reason_code) < int(mqtt5.PubAckReasonCode.UNSPECIFIED_ERROR):
-                    self._findings.answered[answered] += 1
+                answer = self._answers.pop(packet.packet_id, None)
+                if answer and int(packet.reason_code) < int(mqtt5.PubAckReasonCode.UNSPECIFIED_ERROR):
+                    self._reached(answer)
 
-    def from_agent(self, packet: mqtt5.Packet) -> None:
-        """A packet has come from the agent."""
+    def from_agent(self, packet: mqtt5.Packet) -> Key | None:
+        """A packet has come from the agent. Returns the request that it acknowledges early."""
         match packet:
             case mqtt5.PublishPacket(packet_id=int(number)):
                 if self._is_request(packet.topic):
                     self._findings.own.add(packet.correlation_data or b"")
                 else:
-                    self._answers[number] = key_of(packet)
+                    key = key_of(packet)
+                    self._answers[number] = _OnItsWay(key, self._is_stored(key))
             case mqtt5.PubAckPacket():
                 done = self._requests.pop(packet.packet_id, None)
-                if done:
-                    self._settle(done)
+                if done and not self._is_in_order(done):
+                    self._findings.early.append(done.key)
+                    return done.key
+        return None
 
-    def _settle(self, key: Key) -> None:
-        self._findings.acknowledged += 1
-        if self._findings.answered[key]:
-            self._findings.answered -= Counter([key])
-        elif self._is_stored(key):
-            self._findings.stored += 1
+    def _reached(self, answer: _OnItsWay) -> None:
+        """The answer is at the broker."""
+        if answer.stored:
+            for request in self._requests.values():
+                request.served |= request.key == answer.key
         else:
-            self._findings.early.append(key)
+            self._findings.answered[answer.key] += 1
+
+    def _is_in_order(self, request: _Delivery) -> bool:
+        self._findings.acknowledged += 1
+        if not request.served and self._findings.answered[request.key]:
+            self._findings.answered -= Counter([request.key])
+            return True
+        stored = request.served or self._is_stored(request.key)
+        self._findings.stored += stored
+        return stored
 
 
 def key_of(packet: mqtt5.PublishPacket) -> Key:

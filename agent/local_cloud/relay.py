@@ -140,7 +140,9 @@ class Relay:
         """Let the audit know what the client has said, when it was said: what it is told later is no excuse."""
         if self._audit and source is self._client:
             for packet, _ in packets:
-                self._audit.from_agent(packet)
+                early = self._audit.from_agent(packet)
+                if early:
+                    log.error("%s: acknowledged before its answer: %s", self._name, early)
 
     async def _carry_out(self, step: Step) -> bool:
         """Send what is to be sent. Returns whether that was the end."""

@@ -6,11 +6,12 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from agent.errors import AgentError
-from agent.local_cloud.audit import IsStored, Key, summary
+from agent.local_cloud.audit import summary
 from agent.local_cloud.control import NAME as CONTROL_SOCKET
 from agent.local_cloud.control import is_running, serve_control
 from agent.local_cloud.door import HOST
@@ -69,22 +70,10 @@ async def run(
     await asyncio.to_thread(broker.start)
     (folder.broker / PID_FILE).write_text(str(broker.pid), "ascii")
     try:
-        gateway = Gateway(folder, port, broker.port, Faults(), limits, stored_in(audited) if audited else None)
+        gateway = Gateway(folder, port, broker.port, Faults(), limits, partial(holds, audited) if audited else None)
         await _serve(folder, gateway, broker.port, stop, ready)
     finally:
         await asyncio.to_thread(broker.stop)
-
-
-def stored_in(data_dir: Path) -> IsStored:
-    """Whether the agent with this data folder has an answer stored; if not, that is worth a line in the log."""
-
-    def is_stored(key: Key) -> bool:
-        found = holds(data_dir, key)
-        if not found:
-            log.error("acknowledged before its answer: %s", key)
-        return found
-
-    return is_stored
 
 
 def _end_leftover(folder: Path) -> None:

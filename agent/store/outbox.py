@@ -163,17 +163,19 @@ class Outbox:
         """The broker has them."""
         given = list(numbers)
 
-        def action(db: sqlite3.Connection) -> list[tuple[str, Kind, bytes | None, int]]:
-            query = "DELETE FROM outbox WHERE seq = ? RETURNING link, kind, key, bytes"
-            return [row for number in given for row in db.execute(query, [number]).fetchall()]
+        def action(db: sqlite3.Connection) -> list[tuple[str, Kind, int]]:
+            query = "DELETE FROM outbox WHERE seq = ? RETURNING link, kind, bytes, key"
+            rows = [row for number in given for row in db.execute(query, [number]).fetchall()]
+            with self._guard:
+                # Before the rows are gone for good: nothing is acknowledged for the sake of a row that is not there.
+                self._keys.difference_update((link, key) for link, _, _, key in rows)
+            return [(link, kind, size) for link, kind, size, _ in rows]
 
         removed = self._database.write(action)
         with self._guard:  # without a look at all that is left
-            for link, kind, key, size in removed:
+            for link, kind, size in removed:
                 held = self._held.get((link, kind), Held())
                 self._held[link, kind] = Held(held.messages - 1, held.bytes - size)
-                if key is not None:
-                    self._keys.discard((link, key))
         self._shrink()
 
     def refuse(self, message: Kept, reason: str) -> None:
