@@ -29,5 +29,7 @@ def holds(data_dir: Path, key: Key) -> bool:
             with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=PATIENCE_S)) as db:
                 return db.execute(rows, [value]).fetchone() is not None
         except sqlite3.Error as error:
+            if "no such table" in str(error):  # the file was made a moment ago
+                break
             log.warning("%s, %s: %s", path, mode, error)
     return False
