@@ -8,6 +8,8 @@
     │   ├── DamagedPapersError      papers.db is damaged
     │   ├── PackError               a pack is damaged, of another format, or does not fit this corpus
     │   ├── RepositoryError         a repository of packs is refused: `attack` says by which rule
+    │   ├── HarvestError            arXiv's interface answers what cannot be used
+    │   ├── UnreachableError        nobody answers where packs or records come from: this device may be offline
     │   ├── SupersededError         another generation has become the current one
     │   └── ShortageError           the disk is full or read-only: nothing is wrong with the files, and it may pass
     ├── NotReadyError               asked before a corpus or a model is there
@@ -78,7 +80,7 @@ class PackError(CorpusError):
 
 
 class RepositoryError(CorpusError):
-    """A repository cannot be reached, or what it offers is refused: then `attack` names what it may be.
+    """A repository does not answer as one, or what it offers is refused: then `attack` names what it may be.
 
     The names are those of The Update Framework's specification, section 1.5.2.
     """
@@ -95,8 +97,12 @@ class SupersededError(CorpusError):
         super().__init__(message, hint="run it again: it will go to the new one")
 
 
+class UnreachableError(CorpusError):
+    """Nobody answers where packs or records come from: this device may be offline, which is nothing wrong with it."""
+
+
 class HarvestError(CorpusError):
-    """arXiv's interface cannot be reached, or its answers not be used; what came before is kept.
+    """The answers of arXiv's interface cannot be used; what came before is kept.
 
     `retry_after_s` is how long it has asked to be left alone.
     """

@@ -21,7 +21,7 @@ import msgspec
 from agent.config import CorpusSettings
 from agent.corpus.installing import Installer, Tell
 from agent.corpus.syncing import Source, Synced, Syncing
-from agent.errors import AgentError, JobDocumentError, PackError, StateError, StoppedError
+from agent.errors import AgentError, JobDocumentError, PackError, StateError, StoppedError, UnreachableError
 from agent.protocol.job_document import OPERATION
 from agent.protocol.targets import Progress, Targets, Wish, parse_targets, reported_targets
 from agent.search.api import SearchAPI
@@ -74,6 +74,7 @@ class Updater:
         self._interval_s = config.corpus.sync_interval_s
         self._progress = Progress() if self._targets.wish == Wish() else Progress(state="pending")
         self._failures = 0
+        self._unreachable = False  # the last attempt, since nobody answered
         self._at = self._first_look()  # time.monotonic() of the next attempt
 
     def _first_look(self) -> float:
@@ -189,7 +190,8 @@ class Updater:
     @property
     def problems(self) -> list[str]:
         """What a person should know, in words."""
-        failed = self._progress.error
+        # A device is meant to be offline for long: that what it looks for is out of reach is nothing wrong with it.
+        failed = None if self._unreachable else self._progress.error
         return [*self._syncing.problems, *([f"the corpus is not as it is wished for: {failed}"] if failed else [])]
 
     # -- by itself ----------------------------------------------------------------------------------------------------
@@ -230,7 +232,7 @@ class Updater:
         except StoppedError:
             log.info("the update of the corpus is stopped")
         except AgentError as error:
-            self._failed(error.message)
+            self._failed(error.message, unreachable=isinstance(error, UnreachableError))
         except Exception as error:
             log.exception("updating the corpus")
             self._failed(f"{type(error).__name__}: {error}")
@@ -248,8 +250,9 @@ class Updater:
         except StateError as error:
             log.info("what is under way will not outlive this process: %s", error.message)
 
-    def _failed(self, reason: str) -> None:
+    def _failed(self, reason: str, *, unreachable: bool = False) -> None:
         self._failures += 1
+        self._unreachable = unreachable
         if reason != self._progress.error:
             log.error("the corpus is not updated: %s", reason)
         self._tell(Progress(state="failed", error=reason))

@@ -92,23 +92,33 @@ def test_the_running_agent_harvests_by_itself_and_answers_from_what_came(
     assert time.monotonic() - started < 15
 
 
-def test_the_timer_tells_what_is_wrong_and_stops_at_once(data_dir: Path) -> None:
-    with OaiServer([]) as gone:
-        pass
-    api = SearchAPI(config_of(gone.url, data_dir, interval_s="1")).open(owner=True, model=False)
+def problems_after_an_attempt(url: str, data_dir: Path) -> list[str]:
+    api = SearchAPI(config_of(url, data_dir, interval_s="1")).open(owner=True, model=False)
     with closing(AgentDatabase(data_dir / agent_db.NAME)) as database, api:
-        failed = threading.Event()
-        stopped = []
+        attempted = threading.Event()
         timer = HarvestTimer(
-            api, LiveUpdates(api, Journal(database)).apply, database, done=failed.set, spacing_s=SPACING_S
+            api, LiveUpdates(api, Journal(database)).apply, database, done=attempted.set, spacing_s=SPACING_S
         )
         timer.start()
-        assert failed.wait(WAIT_S)
+        assert attempted.wait(WAIT_S)
         problems = timer.problems
-        stopped.append(timer.stop(WAIT_S))
+        assert timer.stop(WAIT_S), "it stops at once, whatever it waits for"
+    return problems
+
+
+def test_the_timer_tells_what_is_wrong_and_stops_at_once(data_dir: Path) -> None:
+    with OaiServer([]) as server:
+        server.trouble.extend([body(b"", 404)] * 3)
+        problems = problems_after_an_attempt(server.url, data_dir)
     assert len(problems) == 1
-    assert "cannot be reached" in problems[0]
-    assert stopped == [True]
+    assert "answers 404" in problems[0]
+
+
+def test_a_device_that_is_offline_has_no_problem_for_that(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with OaiServer([]) as gone:
+        pass
+    assert problems_after_an_attempt(gone.url, data_dir) == []
+    assert "cannot be reached" in caplog.text
 
 
 @pytest.mark.parametrize(

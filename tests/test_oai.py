@@ -13,7 +13,7 @@ from oai_server import OaiServer, body, busy, cut, papers, shortened
 from agent import __version__
 from agent.corpus.oai import MAX_TRIES, SPACING_S, OaiClient, retry_after_s
 from agent.corpus.oai_xml import Page
-from agent.errors import ConfigError, HarvestError, StoppedError
+from agent.errors import ConfigError, HarvestError, StoppedError, UnreachableError
 
 CONTACT = "mailto:ada@example.org"
 
@@ -140,7 +140,7 @@ def test_a_server_that_wants_to_be_left_alone_for_hours_is_left_alone(server: Oa
 def test_nobody_at_the_address_is_an_error_that_says_what_to_do() -> None:
     with OaiServer([]) as gone:
         pass
-    with pytest.raises(HarvestError) as caught:
+    with pytest.raises(UnreachableError) as caught:
         listed(gone)
     assert "cannot be reached" in caught.value.message
     assert "later" in (caught.value.hint or "")

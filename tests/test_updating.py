@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from conftest import WAIT_S, AgentProcess, Client, run_command, wait_until
-from local_cloud import QUICK, LocalCloud, Shadow
+from local_cloud import QUICK, STATUS, LocalCloud, Shadow, status
 from packed import Operator, command, paper
 
 from agent.crash_points import VARIABLE
-from agent.local_cloud.mosquitto import Mosquitto
+from agent.local_cloud.mosquitto import Mosquitto, free_port
 from agent.paths import find_model
 from agent.store.agent_db import AgentDatabase
 from agent.store.remembered import Remembered
@@ -276,6 +276,18 @@ def test_a_repository_that_never_answers_keeps_the_agent_neither_from_answering_
             assert client.ask(QUESTION)["results"]
             client.close()
             assert agent.stop() == 0
+
+
+def test_a_repository_out_of_reach_is_said_of_the_wish_and_is_no_problem_of_the_device(start, broker, shadow) -> None:
+    start(ARXPLORER__CORPUS__REPOSITORY=f"http://127.0.0.1:{free_port()}", ARXPLORER__HEALTH__HEARTBEAT_S="1")
+    shadow.wish(targets={"corpus": {"version": "2"}})
+    wait_until(lambda: target(shadow).get("state") == "failed", UPDATE_S)
+    assert "cannot be reached" in target(shadow)["error"]
+    client = Client(broker.port)
+    client.subscribe(f"{STATUS}/device")
+    heard = [status(client) for _ in range(3)][-1]  # the first is what was said before
+    client.close()
+    assert (heard["status"], heard["details"]["problems"]) == ("online", [])
 
 
 def test_a_killed_agent_goes_on_with_what_was_wished_for_and_with_nothing_newer(start, shadow) -> None:

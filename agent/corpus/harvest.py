@@ -140,7 +140,7 @@ class Harvester:
         """Take in what is new in `categories`, else in the configured ones, since the last time or since a day.
 
         Stopped, it ends early, and the next one goes on from there. Raises ConfigError for categories and settings that
-        cannot be used, HarvestError, and what `apply` raises; `report` says what was done before.
+        cannot be used, HarvestError, UnreachableError, and what `apply` raises; `report` says what was done before.
         """
         report = HarvestReport() if report is None else report
         chosen = _checked(categories or self._config.categories)

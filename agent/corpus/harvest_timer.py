@@ -9,7 +9,7 @@ from typing import Final
 
 from agent.corpus.harvest import Apply, Harvester, harvester_of
 from agent.corpus.oai import SPACING_S
-from agent.errors import AgentError, HarvestError
+from agent.errors import AgentError, HarvestError, UnreachableError
 from agent.search.api import SearchAPI
 from agent.store.agent_db import AgentDatabase
 
@@ -61,6 +61,7 @@ class HarvestTimer:
         self._stop: Final = threading.Event()
         self._failures = 0
         self._error: str | None = None
+        self._said: str | None = None  # in the log
         # A socket that is being read cannot be interrupted, and need not be waited for: what was applied is durable.
         self._thread: Final = threading.Thread(target=self._run, name="harvest", daemon=True)
 
@@ -76,7 +77,7 @@ class HarvestTimer:
 
     @property
     def problems(self) -> list[str]:
-        """Why the last attempt failed, in words, until one goes well."""
+        """Why the last attempt failed, in words; that nobody answers is no problem: devices are offline for long."""
         return [f"no harvest: {self._error}"] if self._error else []
 
     def _run(self) -> None:
@@ -102,6 +103,8 @@ class HarvestTimer:
         """How long the repository wants to be left alone."""
         try:
             report = harvester.harvest()
+        except UnreachableError as error:
+            self._failed(error.message, unreachable=True)
         except HarvestError as error:
             self._failed(error.message)
             return error.retry_after_s or 0.0
@@ -111,13 +114,14 @@ class HarvestTimer:
             log.exception("the harvest failed; the agent goes on without")
             self._failed(f"{type(error).__name__}: {error}")
         else:
-            self._failures, self._error = 0, None
+            self._failures, self._error, self._said = 0, None, None
             if report.complete:
                 log.info("harvest: %d added, %d updated, %d removed", report.added, report.updated, report.removed)
         return 0.0
 
-    def _failed(self, message: str) -> None:
+    def _failed(self, message: str, *, unreachable: bool = False) -> None:
         self._failures += 1
-        if message != self._error:  # said once: a device may be without a network for months
+        if message != self._said:  # once: a device may be without a network for months
             log.warning("the harvest failed and is tried again: %s", message)
-        self._error = message
+        self._said = message
+        self._error = None if unreachable else message

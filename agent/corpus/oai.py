@@ -17,7 +17,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 
 from agent import __version__
 from agent.corpus.oai_xml import Page, PageError, UnsafePageError, read_page
-from agent.errors import ConfigError, HarvestError, StoppedError
+from agent.errors import ConfigError, CorpusError, HarvestError, StoppedError, UnreachableError
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +50,17 @@ Wait = Callable[[float], bool]
 class _AgainError(Exception):
     """What may pass by itself in so many `tries`; `wait_s` is how long the other side has asked for."""
 
-    def __init__(self, reason: str, *, wait_s: float | None = None, tries: int = MAX_TRIES) -> None:
+    tries = MAX_TRIES
+
+    def __init__(self, reason: str, *, wait_s: float | None = None) -> None:
         super().__init__(reason)
         self.wait_s: Final = wait_s
-        self.tries: Final = tries
+
+
+class _NobodyError(_AgainError):
+    """Nobody answers at all."""
+
+    tries = UNREACHABLE_TRIES
 
 
 class OaiClient:
@@ -124,17 +131,20 @@ class OaiClient:
             except _AgainError as failure:
                 wait_s = self._spacing_s * 2**attempt if failure.wait_s is None else failure.wait_s
                 if attempt >= failure.tries or waited_s + wait_s > MAX_WAIT_S:
-                    later = f"in {failure.wait_s:.0f} s" if failure.wait_s else "later"
-                    raise HarvestError(
-                        f"{self._url}: {failure}",
-                        retry_after_s=failure.wait_s,
-                        hint=f"try again {later}: it goes on from where it was",
-                    ) from failure
+                    raise self._given_up(failure) from failure
                 self._say(f"{failure}; asking again in {wait_s:.0f} s")
                 self._pause(wait_s)
                 waited_s += wait_s
                 self.waited_s += wait_s
         raise AssertionError  # the last attempt returns or raises
+
+    def _given_up(self, failure: _AgainError) -> CorpusError:
+        message = f"{self._url}: {failure}"
+        later = f"in {failure.wait_s:.0f} s" if failure.wait_s else "later"
+        hint = f"try again {later}: it goes on from where it was"
+        if isinstance(failure, _NobodyError):
+            return UnreachableError(message, hint=hint)
+        return HarvestError(message, retry_after_s=failure.wait_s, hint=hint)
 
     def _follow(self, fields: Mapping[str, str]) -> Page:
         """One attempt, with its redirects."""
@@ -166,7 +176,7 @@ class OaiClient:
                 f"{self._url}: its certificate is refused: {error}", hint="is the clock of this device right?"
             ) from error
         except (NewConnectionError, ConnectTimeoutError) as error:
-            raise _AgainError(f"it cannot be reached ({error})", tries=UNREACHABLE_TRIES) from error
+            raise _NobodyError(f"it cannot be reached ({error})") from error
         except (HTTPError, OSError) as error:
             raise _AgainError(f"the connection broke off ({error})") from error
         finally:

@@ -46,7 +46,10 @@ class Repository:
         """What a report should say beside the result, such as that the clock was never set."""
 
     def refresh(self) -> list[Release]:
-        """Everything on offer, in all channels. Raises RepositoryError, with `attack` where something is refused."""
+        """Everything on offer, in all channels.
+
+        Raises RepositoryError, with `attack` where something is refused, and UnreachableError.
+        """
         return sorted(filter(None, map(_release, self._refresh().targets.values())), key=lambda found: found.number)
 
     def manifest(self, release: Release) -> PackManifest:
@@ -65,8 +68,8 @@ class Repository:
 
         What a former call, also of a process that was killed, has fetched there is gone on with; what another release
         left is kept where it is the same. `progress` gets the bytes that are there and those of the whole. Should a
-        part turn out to be damaged later, remove `into`: what is complete is not read again. Raises RepositoryError;
-        ShortageError where the disk is full; StoppedError (download.py) once `stop` says so.
+        part turn out to be damaged later, remove `into`: what is complete is not read again. Raises RepositoryError,
+        UnreachableError; ShortageError where the disk is full; StoppedError (download.py) once `stop` says so.
         """
         document, manifest = self._manifest(release)
         Download(self._transport, into, progress=progress, stop=stop).run(document, manifest)

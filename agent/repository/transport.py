@@ -22,7 +22,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, ProtocolError, ReadTimeoutError, SSLError
 
 from agent import __version__
-from agent.errors import RepositoryError
+from agent.errors import CorpusError, RepositoryError, UnreachableError
 from agent.store.moment import PLAUSIBLE_S
 
 SILENCE_S: Final = 30.0
@@ -54,7 +54,7 @@ class Stream(Protocol):
     length: int | None
 
     def read(self, limit: int) -> bytes:
-        """At most so many of the next bytes, none at the end. Raises RepositoryError."""
+        """At most so many of the next bytes, none at the end. Raises RepositoryError, UnreachableError."""
 
     def close(self) -> None: ...
 
@@ -77,7 +77,7 @@ class Transport:
             raise RepositoryError(f"{url} is no repository: expected an https:// or file:// URL, or a folder")
 
     def open(self, path: str, start: int = 0) -> "closing[Stream]":
-        """Open a file of the repository by its path, from byte `start` on. Raises RepositoryError."""
+        """Open a file of the repository by its path, from byte `start` on. Raises RepositoryError, UnreachableError."""
         if self._pool is None:
             return closing(_FileStream(self._folder / path, start))
         return closing(_HttpStream(self._pool, f"{self.url.rstrip('/')}/{quote(path)}", start, self._rate))
@@ -233,7 +233,7 @@ class _HttpStream:
         self._response.release_conn()
 
 
-def _reason(error: Exception, url: str) -> RepositoryError:
+def _reason(error: Exception, url: str) -> CorpusError:
     """What urllib3 says, in our words."""
     if isinstance(error, ReadTimeoutError | TimeoutError):
         return RepositoryError(f"{url}: the server sent nothing for {SILENCE_S:.0f} s", attack="slow retrieval")
@@ -243,7 +243,7 @@ def _reason(error: Exception, url: str) -> RepositoryError:
         return RepositoryError(f"{url}: no safe connection: {error}", hint=wrong or "see corpus.ca_cert")
     if isinstance(error, ProtocolError):
         return LostError(f"{url}: the connection broke off: {error}")
-    return RepositoryError(f"{url} cannot be reached: {error}")
+    return UnreachableError(f"{url} cannot be reached: {error}")
 
 
 def _unset() -> bool:
