@@ -1,6 +1,7 @@
 """Requests that were being worked on when the process died: tried by themselves, and after a second death not again."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -47,6 +48,16 @@ def test_what_was_worked_on_at_two_deaths_is_fatal_and_at_one_it_is_not(path: Pa
     assert not marks.fatal(OTHER)
     marks.close()
     assert RequestMarks(path).fatal(KEY), "for as long as the machine is up"
+
+
+def test_in_a_full_folder_nothing_is_marked_and_nobody_dies(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    die(small_disk / "requests", "k")
+    die(small_disk / "requests", "k")
+    marks = RequestMarks(small_disk / "requests")
+    assert not marks.fatal(KEY)
+    assert "No space left" in caplog.text
+    marks.close()
 
 
 def test_copies_of_a_request_that_were_worked_on_together_died_one_death(path: Path) -> None:

@@ -227,6 +227,16 @@ def test_a_healed_generation_is_still_that_of_its_pack_and_can_be_gone_back_from
     assert back(data_dir)["to"] == "local"
 
 
+def test_a_healed_generation_that_was_left_before_it_was_cleared_up_after_can_be_gone_back_to(data_dir, pack) -> None:
+    before = papers_in(data_dir / "current")
+    healed = heal(data_dir, (data_dir / "current").resolve() / "papers.db").folder
+    install(data_dir, pack, "2026-11")
+    sweep(data_dir)
+    assert previous_of((data_dir / "current").resolve()) == healed
+    assert back(data_dir)["to"] == "local"
+    assert papers_in(data_dir / "current") == before
+
+
 def test_a_damaged_corpus_can_be_left_for_another_one(data_dir: Path, pack: Path) -> None:
     update(data_dir, CorpusUpdate(add=(OWN,)))
     damaged((data_dir / "current").resolve())

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -18,6 +19,8 @@ from agent.search import SearchAPI
 from agent.store.generations import ON_TRIAL
 
 UPDATES = "arxplorer/corpus/updates"
+ROOM_TO_COUNT = 8_192
+"""For the mark that a generation on trial is opened, and for nothing else."""
 OWN = {"arxiv_id": "2401.00001", "title": "A zebra of this device", "abstract": "Stripes on horses", "version": 1}
 
 
@@ -122,6 +125,37 @@ def test_a_generation_on_which_the_agent_crashes_twice_is_given_back_and_named(
     assert list(held_back(data_dir)) == ["deadly"]
     assert OWN["arxiv_id"] in papers_in((data_dir / "current").resolve())
     assert agent.stop() == 0
+    client.close()
+
+
+ANSWERS_BADLY = """
+from agent.corpus import self_test
+failures_of = self_test.failures_of
+self_test.failures_of = lambda engine: ["no hit"] if engine.index.version == "bad" else failures_of(engine)
+"""
+
+
+@pytest.mark.parametrize("openings", ["0", "2"])
+def test_a_generation_that_a_full_disk_keeps_from_being_given_back_does_not_prove_itself_meanwhile(
+    start_agent: Any, data_dir: Path, pack: Path, broker: Mosquitto, small_disk: Path, tmp_path: Path, openings: str
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(ANSWERS_BADLY)
+    shutil.move(data_dir, small_disk / "data")
+    data_dir.symlink_to(small_disk / "data")  # so that the log is on another disk
+    install(data_dir, pack, "bad")
+    (data_dir / "current" / ON_TRIAL).write_text(openings)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - ROOM_TO_COUNT))
+    agent = start_agent(data_dir, broker.port, PYTHONPATH=str(tmp_path / "site"))
+    client = Client(broker.port)
+    assert answered_from(client) == "bad", "better than nothing"
+    assert agent.stop() == 0
+    assert (data_dir / "current" / ON_TRIAL).read_text() == str(max(1, int(openings)))
+    ballast.unlink()
+    agent.start()
+    assert answered_from(client) == "local"
+    assert list(held_back(data_dir)) == ["bad"]
     client.close()
 
 

@@ -5,7 +5,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,19 @@ from conftest import WAIT_S, AgentProcess, Client, run_command, wait_until
 from local_cloud import QUICK, STATUS, LocalCloud, Shadow, status
 from packed import Operator, command, paper
 
+from agent.config import load_config
+from agent.corpus.switching import roll_back
+from agent.corpus.trials import HeldBackPacks
 from agent.crash_points import VARIABLE
+from agent.errors import PackError
 from agent.local_cloud.mosquitto import Mosquitto, free_port
 from agent.paths import find_model
+from agent.protocol.targets import parse_targets
+from agent.search import SearchAPI
 from agent.store.agent_db import AgentDatabase
+from agent.store.journal import Journal
 from agent.store.remembered import Remembered
+from agent.updating import Updater
 
 UPDATE_S = 60.0
 MODEL_NAME = "all-MiniLM-L6-v2"
@@ -288,6 +296,23 @@ def test_a_repository_out_of_reach_is_said_of_the_wish_and_is_no_problem_of_the_
     heard = [status(client) for _ in range(3)][-1]  # the first is what was said before
     client.close()
     assert (heard["status"], heard["details"]["problems"]) == ("online", [])
+
+
+def test_an_update_fails_with_the_reason_when_its_corpus_is_given_back(operator, data_dir) -> None:
+    config = load_config(data_dir=data_dir, environment=operator.environment())
+    database = AgentDatabase(data_dir / "agent.db")
+
+    def give_back() -> None:  # as the running agent does with one that answers badly
+        reason = {"reason": "it answers badly", "on_trial": False, "patience_s": 0.0}
+        roll_back(SearchAPI(config), Journal(database), HeldBackPacks(database), **reason)
+
+    with closing(database), SearchAPI(config).open(owner=True, model=False) as api:
+        updater = Updater(api, database, changed=give_back, gone_over=lambda: False)
+        wish = parse_targets({"corpus": {"version": "2"}}).wish
+        with pytest.raises(PackError, match="2 was given back"):
+            updater.update(wish, lambda _: None, lambda: False)
+        with pytest.raises(PackError, match="2 was not kept: it answers badly"):
+            updater.update(wish, lambda _: None, lambda: False)
 
 
 def test_a_killed_agent_goes_on_with_what_was_wished_for_and_with_nothing_newer(start, shadow) -> None:

@@ -63,6 +63,7 @@ class RequestMarks:
             _check_owner(path, file)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(file, _SIZE)
+            os.posix_fallocate(file, 0, _SIZE)  # in a full folder, writing to the map would end the process (SIGBUS)
             self._map = mmap.mmap(file, _SIZE)
         except BaseException:
             os.close(file)
