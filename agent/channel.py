@@ -114,14 +114,14 @@ class Channel:
         told = (status, details["problems"], details["corpus"], [link["connected"] for link in details["links"]])
         if self.connection.connected.is_set():
             self._quiet_since = time.monotonic()
-            try:
-                await self.connection.send(own)
-                await self.connection.send(general)
-                self._told = told
-            except BrokerError as error:
-                log.warning("status not sent: %s", error.message)
-                if not error.final:
-                    return  # the link was lost, or it is tried again at the next heartbeat
+            for report in (own, general):
+                try:
+                    await self.connection.send(report)
+                except BrokerError as error:
+                    log.warning("status not sent: %s", error.message)
+                    if not error.final:
+                        return  # the link was lost, or it is tried again at the next heartbeat
+            self._told = told
             self.delivery.status_sent()
         elif told != self._told and time.monotonic() - self._quiet_since >= self._heartbeat_s:
             # What is retained of an agent is its newest state alone; what it went through is for those who keep count.

@@ -59,6 +59,37 @@ def test_nothing_is_sent_beside_a_suspect_and_a_suspect_only_by_itself() -> None
     assert breaker.ended(NOT_AUTHORIZED, others=False)
 
 
+def test_on_a_topic_that_is_not_allowed_it_is_found_though_no_message_is_ever_the_same() -> None:
+    breaker = Breaker()
+    ends = 0
+    for second in range(10):
+        report, other = Outgoing("status", b"at %d" % second, retain=True), message(second)
+        guilty = False
+        for one in (report, other):
+            if breaker.may_go(one):
+                breaker.sent(one)
+        under_way = breaker.under_way
+        if report in under_way:
+            ends += 1
+            guilty = breaker.ended(NOT_AUTHORIZED, others=False)
+        for one in under_way:
+            breaker.settled(one, taken=report not in under_way)
+        if guilty:
+            breaker.convict(report, NOT_AUTHORIZED, 0.0)
+            break
+    assert (ends, breaker.blocked("status", 1.0)) == (2, NOT_AUTHORIZED)
+    assert breaker.may_go(Outgoing("status", b"x")), "to retain is a permission of its own"
+
+
+def test_of_messages_that_are_too_large_each_stands_for_itself() -> None:
+    breaker = Breaker()
+    breaker.sent(Outgoing("topic", b"large"))
+    breaker.ended(TOO_LARGE, others=False)
+    breaker.settled(Outgoing("topic", b"large"), taken=False)
+    breaker.sent(Outgoing("topic", b"small"))
+    assert not breaker.on_trial
+
+
 def test_a_suspect_waits_for_what_others_have_under_way() -> None:
     breaker = Breaker()
     breaker.sent(message(1))
