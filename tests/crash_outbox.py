@@ -31,9 +31,9 @@ held = outbox.next("local", "answer", 100)
 outbox.refuse(held[0], "not allowed")
 print("refused", flush=True)
 print("removing some", flush=True)
-outbox.remove([one.seq for one in held[1:4]])
+outbox.remove(held[1:4])
 print("removed some", flush=True)
-outbox.remove([one.seq for one in held[4:]])
+outbox.remove(held[4:])
 print("removed all", flush=True)
 """
 

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def test_a_request_is_forgotten_before_its_answer_is_gone_from_the_disk(device: 
         return write(lambda db: (action(db), known.append(device.outbox.holds("local", key)))[0])
 
     device.database.write = watched
-    device.outbox.remove([one.seq for one in device.outbox.next("local", "answer", 1)])
+    device.outbox.remove(device.outbox.next("local", "answer", 1))
     assert known[-1] is False
 
 
@@ -99,7 +99,7 @@ def test_a_request_is_known_while_its_answer_waits_and_not_after(device: Device)
     assert not device.outbox.holds("cloud x:8883", key)
     (kept,) = device.outbox.next("local", "answer", 10)
     assert kept.payload == b"again", "one takes the place of the other"
-    device.outbox.remove([kept.seq])
+    device.outbox.remove([kept])
     assert not device.outbox.holds("local", key)
 
 
@@ -107,19 +107,86 @@ def test_a_request_is_known_while_its_answer_waits_and_not_after(device: Device)
     ("config", "messages", "left", "reason"),
     [
         pytest.param({"max_bytes": 262_144}, [b"a" * 99_000, b"b" * 99_000, b"c" * 99_000], 2, "too_large", id="bytes"),
+        pytest.param(
+            {"max_bytes": 262_144}, [b"a", b"b", b"c"], 2, "too_large", id="bytes of all that belongs to an answer"
+        ),
         pytest.param({"max_messages": 3}, [b"1", b"2", b"3", b"4", b"5"], 3, "too_many", id="count"),
     ],
 )
 def test_over_a_bound_the_oldest_goes_and_is_counted_by_its_reason(tmp_path, config, messages, left, reason) -> None:
     device = Device(tmp_path / "agent.db", **config)
     device.outbox.put([answer(b"a report", kind="report")])
+    mark = {"correlation": "0" * 99_000} if len(messages[0]) == 1 and "max_bytes" in config else {}
     for payload in messages:
-        device.outbox.put([answer(payload)])
+        device.outbox.put([answer(payload)._replace(rest=REST | mark)])
     device.restart()
     assert device.waiting() == messages[len(messages) - left :]
     assert device.outbox.counts()["dropped"] == {f"answers_{reason}": len(messages) - left}
     assert device.waiting("report") == [b"a report"], "each kind has bounds of its own"
     device.close()
+
+
+@contextmanager
+def troubled(mount: Path, trouble: str) -> Iterator[None]:
+    """A disk to which nothing can be written."""
+    ballast = mount / "ballast"
+    if trouble == "full":
+        ballast.write_bytes(bytes(shutil.disk_usage(mount).free))
+    else:
+        subprocess.run(["mount", "-o", "remount,ro", mount], check=True)
+    yield
+    if trouble == "full":
+        ballast.unlink()
+    else:
+        subprocess.run(["mount", "-o", "remount,rw", mount], check=True)
+
+
+@pytest.mark.parametrize("trouble", ["full", "read-only"])
+def test_where_nothing_can_be_written_what_waits_is_given_out_once_and_deleted_later(
+    small_disk: Path, trouble: str
+) -> None:
+    device = Device(small_disk / "agent.db")
+    given = [answer(b"%d" % number, key=bytes([number]) * 32) for number in range(20)]
+    device.outbox.put(given)
+    device.close()
+    with troubled(small_disk, trouble):
+        device.restart()
+        told = []
+        while messages := device.outbox.next("local", "answer", 8):
+            told += [one.payload for one in messages]
+            assert all(device.outbox.holds("local", one.key) for one in messages)
+            with pytest.raises(StateError):
+                device.outbox.remove(messages)
+            assert not any(device.outbox.holds("local", one.key) for one in messages), "whoever asks is answered anew"
+        assert told == [one.payload for one in given]
+        with pytest.raises(StateError):
+            device.outbox.remove()
+    device.outbox.put([answer(b"later")])
+    device.outbox.remove()
+    assert device.waiting() == [b"later"]
+    device.restart()
+    assert device.waiting() == [b"later"]
+    device.close()
+
+
+def test_what_cannot_be_read_is_not_held_against_whoever_asks_again(device: Device, monkeypatch) -> None:
+    key = b"k" * 32
+    device.outbox.put([answer(b"kept", key=key)])
+    with monkeypatch.context() as card:
+        card.setattr(AgentDatabase, "_once", failing)
+        card.setattr(AgentDatabase, "read_alone", lambda *_: None)
+        with pytest.raises(StateError, match="disk I/O error"):
+            device.outbox.next("local", "answer", 1)
+        assert not device.outbox.holds("local", key)
+    assert device.waiting() == [b"kept"], "and it is delivered once it can be"
+    device.restart()
+    assert device.outbox.holds("local", key)
+
+
+def failing(*_: Any) -> None:
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+    raise error
 
 
 def test_what_is_too_old_goes(device: Device) -> None:
@@ -157,7 +224,8 @@ def test_what_is_refused_is_set_aside_with_its_reason_and_the_rest_goes_on(devic
     assert device.waiting() == [b"good"]
     assert not device.outbox.holds("local", b"p" * 32), "asked again, it is answered anew"
     (aside,) = look(device.path)["refused"]
-    assert (aside["topic"], aside["bytes"], aside["reason"]) == ("arxplorer/responses/x", 6, "not authorized")
+    size = len("arxplorer/responses/x") + len(b"poison") + len(json.dumps(REST))
+    assert (aside["topic"], aside["bytes"], aside["reason"]) == ("arxplorer/responses/x", size, "not authorized")
     for number in range(MAX_SET_ASIDE + 3):
         device.outbox.refuse(answer(b"poison"), f"reason {number}")
     assert device.outbox.counts()["set_aside"] == MAX_SET_ASIDE
@@ -172,8 +240,12 @@ def test_the_outbox_can_be_looked_at_beside_the_agent(tmp_path: Path) -> None:
     device.outbox.put([answer(b"payload")] * 3)
     device.outbox.refuse(answer(b"poison"), "0x87: not authorized")
     assert json.loads(run_command("outbox", "--json", data_dir=data_dir).stdout) == look(device.path)
+    device.outbox.refuse(Kept("local", "request", "asked", b"deadly", {}, b"key"), "the agent ended")
+    device.outbox.refuse(Kept("local", "request", "asked", b"deadly", {}, b"key"), "the agent ended")
     said = run_command("outbox", data_dir=data_dir).stdout.decode()
-    for words in ("2 answers wait, 14 bytes", "dropped so far: 1 answers too many", "0x87: not authorized"):
+    assert said.count("request of 13 bytes from local: the agent ended") == 1, "once for all its copies"
+    waiting = f"2 answers wait, {2 * (len('arxplorer/responses/x') + len(b'payload') + len(json.dumps(REST)))} bytes"
+    for words in (waiting, "dropped so far: 1 answers too many", "0x87: not authorized"):
         assert words in said
     device.close()
     device.path.write_bytes(b"no database " * 1000)
@@ -189,7 +261,7 @@ def test_a_full_outbox_recovers_by_itself_and_the_file_shrinks_again(tmp_path: P
     assert 3_900_000 <= held["bytes"] <= 4_000_000
     assert device.outbox.counts()["dropped"] == {"answers_too_large": 60 - held["messages"]}
     while messages := device.outbox.next("local", "answer", 8):
-        device.outbox.remove([one.seq for one in messages])
+        device.outbox.remove(messages)
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 150_000
     device.outbox.put([answer(b"and goes on")])
     assert device.waiting() == [b"and goes on"]
@@ -297,7 +369,7 @@ for number in range(100_000):
     if number % 3 == 2:
         first = outbox.next("local", "answer", 1)[0]
         print("removing", int(first.payload), flush=True)
-        outbox.remove([first.seq])
+        outbox.remove([first])
 """
 
 

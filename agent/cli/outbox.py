@@ -1,4 +1,4 @@
-"""`outbox`: what waits for a link that is down, and what a broker refused."""
+"""`outbox`: what waits for a link that is down, and what was given up."""
 
 import time
 
@@ -11,7 +11,9 @@ from agent.cli.context import State, as_json, pass_state, print_json
 @as_json
 @pass_state
 def outbox(state: State, as_json: bool) -> None:
-    """Show what waits on disk for a link that is down, what was dropped and why, and what brokers refused.
+    """Show what waits on disk for a link that is down, what was dropped and why, and what was set aside.
+
+    Set aside are messages that a broker refuses, and requests over which the agent ended twice.
 
     The agent may be running. What waits is delivered by itself once its link stands again.
     """
@@ -29,4 +31,5 @@ def outbox(state: State, as_json: bool) -> None:
         click.echo(f"dropped so far: {count} {reason.replace('_', ' ')}")
     for one in found["refused"]:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["timestamp"]))
-        click.echo(f"set aside {when}: {one['kind']} of {one['bytes']} bytes to {one['link']}: {one['reason']}")
+        way = "from" if one["kind"] == "request" else "to"
+        click.echo(f"set aside {when}: {one['kind']} of {one['bytes']} bytes {way} {one['link']}: {one['reason']}")

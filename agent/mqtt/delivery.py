@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -30,7 +31,9 @@ DOUBTFUL_FAILURES: Final = 3
 PROBLEM_S: Final = 60.0
 """How long a failure to keep something is named, if there is no other."""
 RETRY_S: Final = 5.0
-"""After the broker did not take a message, or agent.db could not be read."""
+"""After the broker did not take a message, or agent.db could not be used."""
+LOOK_S: Final = 60.0
+"""So often the outbox is looked at without a reason: what a full disk had hidden may be there again."""
 KEPT_PROPERTY: Final = ("kept", "while the link was down")
 """A user property of reports from the outbox: what they say was so when they were made."""
 
@@ -40,7 +43,7 @@ Refused = Callable[[Kept], None]
 
 
 class Delivery:
-    """The outbox of one connection. All but `holds` belongs to the event loop."""
+    """The outbox of one connection. All but `holds` and `set_aside` belongs to the event loop."""
 
     def __init__(
         self,
@@ -63,6 +66,7 @@ class Delivery:
         self._storing: asyncio.Task[None] | None = None
         self._wake: Final = asyncio.Event()
         self._reported = False  # whether the newest status was sent over this link: older ones may follow
+        self._waits: str | None = None  # why, as it was last said
         self._problem: str | None = None
         self._problem_until = 0.0  # time.monotonic()
         connection.on_connected(self._connected)
@@ -90,6 +94,13 @@ class Delivery:
         if self._storing is None:
             self._storing = asyncio.ensure_future(self._store())
 
+    def set_aside(self, request: Message, reason: str) -> None:
+        """Keep a request that is given up, for a person to look at. From any thread."""
+        try:
+            self._outbox.refuse(Kept(self.link, "request", request.topic, request.payload, {}, request.content), reason)
+        except StateError as error:
+            log.warning("it cannot be kept to be looked at: %s", error.message)
+
     def status_sent(self) -> None:
         """The newest status is at the broker, or cannot get there: older reports may follow."""
         self._reported = True
@@ -104,15 +115,18 @@ class Delivery:
                 await self._drain("answer")
                 if self._reported:
                     await self._drain("report")
+                await self._in_pool(self._outbox.remove)  # what could not be deleted when it was delivered
             except (BrokerError, StateError) as error:
-                log.info("the outbox waits: %s", error.message)
-                await self._pause()
-                continue
+                if error.message != self._waits:
+                    log.info("the outbox waits: %s", error.message)
+                self._waits = error.message
+                await self._pause(RETRY_S)
             except Exception:
                 log.exception("delivering from the outbox; trying again")
-                await self._pause()
-                continue
-            await self._wake.wait()
+                await self._pause(RETRY_S)
+            else:
+                self._waits = None
+                await self._pause(LOOK_S)
 
     async def close(self) -> None:
         """Finish the writing under way."""
@@ -125,12 +139,10 @@ class Delivery:
         self._reported = False
         self._wake.set()
 
-    async def _pause(self) -> None:
-        try:
-            async with asyncio.timeout(RETRY_S):
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
                 await self._wake.wait()
-        except TimeoutError:
-            pass
 
     async def _in_pool(self, action: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(action, *arguments))
@@ -182,10 +194,10 @@ class Delivery:
         """Raises BrokerError when the broker does not take one of them now."""
         verdicts = await asyncio.gather(*(self._deliver(one) for one in messages))
         judged = list(zip(messages, verdicts, strict=True))
-        done = [one.seq for one, error in judged if error is None]
+        done = [one for one, error in judged if error is None]
         if done:
             crash_point("delivery.drain:before-remove")
-            await self._in_pool(self._outbox.remove, done)
+            await self._remove(done)
         for message, error in judged:
             if error and error.final:
                 await self._refuse(message, error.message)
@@ -203,6 +215,13 @@ class Delivery:
             return error
         return None
 
+    async def _remove(self, messages: Sequence[Kept]) -> None:
+        """On a disk that cannot be written to they are not delivered again all the same, and deleted later."""
+        try:
+            await self._in_pool(self._outbox.remove, messages)
+        except StateError as error:
+            self._note(error)
+
     async def _refuse(self, message: Kept, reason: str) -> None:
         """Set it aside, and let whoever waits for an answer know."""
         log.error("set aside: %s", reason)
@@ -210,6 +229,7 @@ class Delivery:
             await self._in_pool(self._outbox.refuse, message, reason)
         except StateError as error:
             self._note(error)
+            await self._remove([message])
         for callback in self._on_refused if message.kind == "answer" else ():
             callback(message)
 

@@ -46,6 +46,7 @@ class AgentDatabase:
         self._opened: ThreadConnections | None = None  # of one connection, which threads use in turn
         self._connection: sqlite3.Connection
         self._inode = 0
+        self._said: str | None = None  # why it could not be used when that was last tried
         self._on_open: list[Action[None]] = []
 
     def on_open(self, action: "Action[None]") -> None:
@@ -61,7 +62,8 @@ class AgentDatabase:
             try:
                 return self._once(action)
             except (sqlite3.Error, DamageFoundError, OSError) as error:
-                self._close()
+                if not _is_full(error):  # else it can still be read, which a full disk has no room to open it for
+                    self._close()
                 if not self._is_damaged(error):
                     raise self._refused(error) from error
                 self._put_aside(str(error))
@@ -78,8 +80,16 @@ class AgentDatabase:
         try:
             return self.write(action)
         except StateError as error:
-            log.warning("%s", error.message)
-        # A full disk has no room for what reading beside a writer needs; the file alone will do.
+            if error.message != self._said:
+                log.warning("%s", error.message)
+            self._said = error.message
+        return self.read_alone(action)
+
+    def read_alone(self, action: "Action[Result]") -> Result | None:
+        """From the file without its log: a full disk has no room for what reading beside a writer needs.
+
+        None where that fails as well.
+        """
         alone = f"{self.path.absolute().as_uri()}?mode=ro&immutable=1"
         with suppress(sqlite3.Error, DamageFoundError), closing(sqlite3.connect(alone, uri=True)) as db:
             return action(db)
@@ -122,6 +132,7 @@ class AgentDatabase:
                 db.execute("ROLLBACK")
             raise
         crash_point("agent_db.write:after-commit")
+        self._said = None
         return result
 
     def _open(self) -> sqlite3.Connection:
@@ -144,7 +155,7 @@ class AgentDatabase:
         if self._opened:
             with suppress(sqlite3.Error):
                 self._opened.close()
-            self._opened = None
+            self._opened, self._inode = None, 0
 
     def _is_damaged(self, error: Exception) -> bool:
         if isinstance(error, sqlite3.Error):
@@ -167,3 +178,7 @@ class AgentDatabase:
 
     def _refused(self, error: Exception) -> StateError:
         return StateError(f"{self.path} cannot be used: {error}", hint="is the disk full, or the folder read-only?")
+
+
+def _is_full(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL

@@ -11,6 +11,7 @@ import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, get_args
 
@@ -37,13 +38,13 @@ _COLUMNS: Final = "seq, link, kind, key, topic, payload, rest, boot, uptime_s, w
 
 
 class Kept(NamedTuple):
-    """A message in the outbox, or on its way there (`seq` 0).
+    """A message in the outbox, or on its way there (`seq` 0). Requests are only ever set aside.
 
     `rest` is what else belongs to it, as JSON has it. `expires_s` is how long it is worth anything, from now on.
     """
 
     link: str
-    kind: Kind
+    kind: Kind | Literal["request"]
     topic: str
     payload: bytes
     rest: dict[str, Any]
@@ -61,8 +62,8 @@ class Held(NamedTuple):
 
 NOTHING: Final[dict[str, Any]] = {f"{kind}s": Held()._asdict() for kind in KINDS} | {"dropped": {}, "set_aside": 0}
 
-Learned = tuple[dict[tuple[str, Kind], Held], set[tuple[str, bytes]]]
-"""What there is, and which requests have their answer here."""
+Learned = tuple[dict[tuple[str, Kind], Held], dict[tuple[str, bytes], int]]
+"""What there is, and which requests have their answer here, and where."""
 
 
 class Outbox:
@@ -82,8 +83,9 @@ class Outbox:
         self._max_messages: Final = max_messages
         self._guard: Final = threading.Lock()
         # As the file has it, so that nothing is read while there is nothing.
-        self._keys: set[tuple[str, bytes]] = set()
+        self._keys: dict[tuple[str, bytes], int] = {}
         self._held: dict[tuple[str, Kind], Held] = {}
+        self._delivered: dict[int, Kept] = {}  # what is still to be deleted of it
         database.on_open(lambda db: self._take(_learned(db)))
 
     def configure(self, config: OutboxConfig) -> None:
@@ -108,38 +110,29 @@ class Outbox:
         return self._database.read(_counts) or NOTHING
 
     def next(self, link: str, kind: Kind, limit: int, *, after: int = 0) -> list[Kept]:
-        """The oldest messages of a kind for a link, those beyond number `after`; what has expired goes."""
+        """The oldest messages of a kind for a link, those beyond number `after`; what has expired goes.
+
+        Where nothing can be written they are read all the same. Raises StateError where they cannot be read either.
+        """
         if not self.waiting(link, kind):
             return []
 
-        def action(db: sqlite3.Connection) -> list[Kept]:
-            query = (
-                f"SELECT {_COLUMNS} FROM outbox"  # noqa: S608  constants
-                " WHERE link = ? AND kind = ? AND set_aside IS NULL AND seq > ? ORDER BY seq LIMIT ?"
-            )
-            found: list[Kept] = []
-            now, position = self._now(), after
-            while len(found) < limit:
-                rows = db.execute(query, [link, kind, position, limit - len(found)]).fetchall()
-                if not rows:
-                    break
-                position = rows[-1][0]
-                drops: dict[int, Reason] = {}
-                for row in rows:
-                    kept = self._current(row, now)
-                    if isinstance(kept, Kept):
-                        found.append(kept)
-                    else:
-                        drops[row[0]] = kept
-                _drop(db, kind, drops)
-                gone.extend(drops)
-            return found
+        def action(db: sqlite3.Connection) -> tuple[list[Kept], dict[int, Reason]]:
+            return self._oldest(db, link, kind, limit, after)
 
-        gone: list[int] = []
-        found = self._database.write(action)
-        if gone:
-            self.load()
-            self._shrink()
+        try:
+            found, drops = self._database.write(action)
+        except StateError:
+            alone = self._database.read_alone(lambda db: (action(db), _learned(db)))
+            # What cannot be read cannot be delivered: whoever asks again is answered anew.
+            self._take(alone[1] if alone else (self._held, {}))
+            if alone is None:
+                raise
+            return alone[0][0]
+        if drops:
+            with suppress(StateError):  # passed over again the next time
+                self._write(lambda db: _drop(db, kind, drops))
+                self._shrink()
         return found
 
     # -- what changes it ----------------------------------------------------------------------------------------------
@@ -159,31 +152,44 @@ class Outbox:
 
         self._write(action)
 
-    def remove(self, numbers: Iterable[int]) -> None:
-        """The broker has them."""
-        given = list(numbers)
+    def remove(self, messages: Iterable[Kept] = ()) -> None:
+        """The broker has them: they go, and what earlier calls could not delete.
+
+        Raises StateError where nothing can be deleted; even so they are not given out again by this run.
+        """
+        with self._guard:
+            self._delivered |= {one.seq: one for one in messages}
+            gone = list(self._delivered.values())
+            for one in gone:
+                # Before its row is gone: nothing is acknowledged for the sake of a row that is not there.
+                if one.key is not None and self._keys.get((one.link, one.key)) == one.seq:
+                    del self._keys[one.link, one.key]
+        if not gone:
+            return
 
         def action(db: sqlite3.Connection) -> list[tuple[str, Kind, int]]:
-            query = "DELETE FROM outbox WHERE seq = ? RETURNING link, kind, bytes, key"
-            rows = [row for number in given for row in db.execute(query, [number]).fetchall()]
-            with self._guard:
-                # Before the rows are gone for good: nothing is acknowledged for the sake of a row that is not there.
-                self._keys.difference_update((link, key) for link, _, _, key in rows)
-            return [(link, kind, size) for link, kind, size, _ in rows]
+            # A file that was begun anew has other messages under these numbers.
+            query = "DELETE FROM outbox WHERE seq = ? AND topic = ? AND payload = ? RETURNING link, kind, bytes"
+            return [row for one in gone for row in db.execute(query, [one.seq, one.topic, one.payload]).fetchall()]
 
         removed = self._database.write(action)
         with self._guard:  # without a look at all that is left
+            for one in gone:
+                self._delivered.pop(one.seq, None)
             for link, kind, size in removed:
                 held = self._held.get((link, kind), Held())
                 self._held[link, kind] = Held(held.messages - 1, held.bytes - size)
         self._shrink()
 
     def refuse(self, message: Kept, reason: str) -> None:
-        """Set a message aside with the reason for which the broker does not take it."""
+        """Set a message aside with the reason for which it is given up; one that has the key of another only once."""
 
         def action(db: sqlite3.Connection) -> None:
             if message.seq:
                 db.execute("DELETE FROM outbox WHERE seq = ?", [message.seq])
+            same = "SELECT 1 FROM outbox WHERE set_aside = ? AND kind = ? AND link = ? AND key = ?"
+            if db.execute(same, [reason, message.kind, message.link, message.key]).fetchone():
+                return
             _insert(db, message, self._now(), reason)
             db.execute(
                 "DELETE FROM outbox WHERE set_aside IS NOT NULL AND seq NOT IN"
@@ -206,8 +212,38 @@ class Outbox:
         self._database.compact(0 if empty else COMPACT_BYTES)
 
     def _take(self, learned: Learned) -> None:
+        held, keys = learned
         with self._guard:
-            self._held, self._keys = learned
+            self._held = held
+            self._keys = {name: number for name, number in keys.items() if number not in self._delivered}
+
+    def _oldest(
+        self, db: sqlite3.Connection, link: str, kind: Kind, limit: int, after: int
+    ) -> tuple[list[Kept], dict[int, Reason]]:
+        """What is to be delivered next, and what was met on the way that is worth nothing any more."""
+        query = (
+            f"SELECT {_COLUMNS} FROM outbox"  # noqa: S608  constants
+            " WHERE link = ? AND kind = ? AND set_aside IS NULL AND seq > ? ORDER BY seq LIMIT ?"
+        )
+        found: list[Kept] = []
+        drops: dict[int, Reason] = {}
+        now, position = self._now(), after
+        while len(found) < limit:
+            rows = db.execute(query, [link, kind, position, limit - len(found)]).fetchall()
+            if not rows:
+                break
+            position = rows[-1][0]
+            for row in rows:
+                kept = self._current(row, now)
+                if not isinstance(kept, Kept):
+                    drops[row[0]] = kept
+                elif not self._is_delivered(kept):
+                    found.append(kept)
+        return found, drops
+
+    def _is_delivered(self, kept: Kept) -> bool:
+        one = self._delivered.get(kept.seq)
+        return one is not None and (one.topic, one.payload) == (kept.topic, kept.payload)
 
     def _bound(self, db: sqlite3.Connection, now: Moment) -> None:
         """Drop what is over a bound, oldest first."""
@@ -253,8 +289,8 @@ class Outbox:
 
 
 def _learned(db: sqlite3.Connection) -> Learned:
-    keys = db.execute("SELECT link, key FROM outbox WHERE set_aside IS NULL AND key IS NOT NULL").fetchall()
-    return _held(db), set(keys)
+    keys = db.execute("SELECT link, key, seq FROM outbox WHERE set_aside IS NULL AND key IS NOT NULL").fetchall()
+    return _held(db), {(link, key): number for link, key, number in keys}
 
 
 def _held(db: sqlite3.Connection) -> dict[tuple[str, Kind], Held]:
@@ -274,7 +310,7 @@ def _insert(db: sqlite3.Connection, one: Kept, now: Moment, reason: str | None) 
     db.execute(
         "INSERT INTO outbox (link, kind, key, topic, payload, rest, boot, uptime_s, wall_s, bytes, set_aside, crc)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [*values, len(one.payload), reason, _crc(values)],
+        [*values, len(one.topic.encode()) + len(one.payload) + len(rest), reason, _crc(values)],
     )
 
 
