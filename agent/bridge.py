@@ -140,7 +140,7 @@ class MQTTSearchBridge:
                 reason = "more requests came than limits.requests_per_minute allows; send it again later"
             self.counters["requests"] += 1
             self._pending += 1
-            self._pending_bytes += len(message.payload)
+            self._pending_bytes += message.size
         if reason:
             self._on_loop(self._overloaded, message, reason)
         else:
@@ -181,6 +181,8 @@ class MQTTSearchBridge:
         if self._marks.fatal(content):
             log.error("a request on %r, %s, has ended the agent twice: refused", message.topic, content.hex()[:16])
             reason = "the agent ended twice while it worked on this request; it is not tried again"
+            if self._delivery:
+                self._delivery.set_aside(message, reason)
             self._send(message, self._handlers.refusal(message, RequestError("internal", reason)))
             return
         with self._marks.working(content):
@@ -213,10 +215,8 @@ class MQTTSearchBridge:
         self.counters["unsent"] += 1
         stands = self._client.connected.is_set() and not message.lost and not self._closing
         log.log(logging.WARNING if stands or error.final else logging.INFO, "%s", error.message)
-        if error.final and answer.outcome != "errors":
-            self._send(message, self._handlers.refused_by_broker(message))
-        elif error.final:
-            self._done(message, answer)
+        if error.final:
+            self._refused(message, answer)
         elif stands:
             # The broker did not answer in time: try again.
             self._loop.call_later(RETRY_S, self._send, message, answer)
@@ -229,6 +229,15 @@ class MQTTSearchBridge:
             )
         else:
             self._done(message, answer, keep=True)
+
+    def _refused(self, message: Message, answer: Answer) -> None:
+        """The broker does not take the answer: say so on the results topic, unless that is what it does not take."""
+        notice = self._handlers.refused_by_broker(message)
+        topics = {one.outgoing.topic for one in (answer, notice) if one.outgoing}
+        if answer.outcome != "errors" or len(topics) > 1:
+            self._send(message, notice)
+        else:
+            self._done(message, answer)
 
     def _kept(self, message: Message, answer: Answer, *, kept: bool) -> None:
         # On a disk that is full the broker has to hold the request for longer.
@@ -256,7 +265,7 @@ class MQTTSearchBridge:
         with self._guard:
             self.counters[answer.outcome] += 1
             self._pending -= 1
-            self._pending_bytes -= len(message.payload)
+            self._pending_bytes -= message.size
             drained = self._closing and not self._pending
         if drained:
             self._on_loop(self._drained.set)

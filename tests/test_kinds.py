@@ -139,15 +139,16 @@ def test_updates_survive_a_kill_in_the_middle(agent: AgentProcess, client: Clien
     wait_until(lambda: all(part["results"] for part in client.ask(request)["batches"]))
 
 
+@pytest.mark.parametrize(("bound", "value"), [("MAX_WAITING", 3), ("MAX_WAITING_BYTES", 3_000)])
 async def test_what_waited_too_long_expires_and_what_does_not_fit_is_refused_as_overloaded(
-    broker, sample_data_dir, monkeypatch, client: Client
+    broker, sample_data_dir, monkeypatch, client: Client, bound: str, value: int
 ) -> None:
     """With one worker that is held up, so that both cases come for sure."""
     config = load_config(
         environment={"ARXPLORER__LIMITS__WORKERS": "1", "ARXPLORER__LOCAL_BROKER__PORT": str(broker.port)},
         data_dir=sample_data_dir,
     )
-    monkeypatch.setattr("agent.bridge.MAX_WAITING", 3)
+    monkeypatch.setattr(f"agent.bridge.{bound}", value)
     release = threading.Event()
     with SearchAPI(config) as api:
         api.open(model=False)
@@ -160,7 +161,9 @@ async def test_what_waited_too_long_expires_and_what_does_not_fit_is_refused_as_
         for number in range(4):
             request = json.dumps({"query": "sphere", "request_id": str(number)}).encode()
             expiry_s = 1 if number == 1 else None
-            client.publish(REQUESTS, request, response_topic=client.answers, expiry_s=expiry_s)
+            client.publish(
+                REQUESTS, request, response_topic=client.answers, correlation=b"c" * 1_000, expiry_s=expiry_s
+            )
         refused = json.loads((await asyncio.to_thread(client.next)).payload)
         assert (refused["request_id"], refused["error"]["code"]) == ("3", "overloaded")
         await asyncio.sleep(1.2)  # what expires is time itself

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import AgentProcess, Client, wait_until
+from faults.figures import written
 from local_cloud import ANSWER, CLOUD_ONLY, QUESTION, QUICK, STATUS, LocalCloud, first, status
 
 from agent.cloud.policy import THING_VARIABLE, agent_policy
@@ -22,9 +24,10 @@ from agent.config import AwsIot, OutboxConfig
 from agent.local_cloud.mosquitto import Mosquitto, free_port
 from agent.protocol.topics import AgentTopics
 from agent.store.agent_db import AgentDatabase
-from agent.store.outbox import Kept, Outbox
+from agent.store.outbox import Kept, Outbox, look
 
 OWN = "arxplorer/search/requests/device"
+OTHER_QUESTION, OTHER_ANSWER = {"query": "why do cars bunch up on a motorway"}, "adap-org/9502004"
 
 
 @pytest.fixture
@@ -99,12 +102,33 @@ def test_what_was_kept_is_delivered_by_the_next_run_too(
     wait_until(lambda: not kept(device))
 
 
-def test_queries_write_nothing_to_disk_while_the_link_is_up(
-    start_agent, sample_data_dir: Path, broker: Mosquitto, client: Client, tmp_path: Path
+@pytest.mark.parametrize("correlation", [b"always the same", None])
+def test_a_client_that_hard_codes_its_request_id_gets_the_answer_to_what_it_asked(
+    device: AgentProcess, cloud: LocalCloud, behind: Client, correlation: bytes | None
+) -> None:
+    cloud.fault("drop-puback")
+    asked = {ANSWER: QUESTION, OTHER_ANSWER: OTHER_QUESTION}
+    for question in asked.values():
+        request = json.dumps(question | {"request_id": "1"}).encode()
+        behind.publish(OWN, request, response_topic=behind.answers, correlation=correlation)
+    assert {first(json.loads(behind.next().payload)) for _ in asked} == set(asked)
+    cloud.fault("refuse")
+    wait_until(lambda: has_outbox(device) and len(kept(device)) >= len(asked))
+    cloud.fault("clear")
+    again = set()
+    while again != set(asked):
+        again.add(first(json.loads(behind.next().payload)))
+    wait_until(lambda: not kept(device))
+
+
+def test_queries_write_nothing_to_disk_while_the_links_are_up(
+    start_agent, sample_data_dir: Path, broker: Mosquitto, cloud: LocalCloud, client: Client, behind: Client, tmp_path
 ) -> None:
     runtime = tmp_path / "runtime"
     runtime.mkdir()
-    start_agent(sample_data_dir, broker.port, RUNTIME_DIRECTORY=str(runtime))
+    environment = {"RUNTIME_DIRECTORY": str(runtime), "ARXPLORER__HEALTH__HEARTBEAT_S": "3600", **QUICK}
+    agent = start_agent(sample_data_dir, broker.port, config=cloud.config("device"), **environment)
+    wait_until(lambda: f"connected to localhost:{cloud.port}".encode() in agent.log.read_bytes())
 
     def state() -> dict[str, tuple[int, int]]:
         return {
@@ -113,28 +137,50 @@ def test_queries_write_nothing_to_disk_while_the_link_is_up(
             if file.is_file()
         }
 
-    assert first(client.ask(QUESTION)) == ANSWER
-    before = state()
+    for app in (client, behind):
+        assert first(app.ask(QUESTION, topic=OWN)) == ANSWER
+    before, bytes_, said = state(), written(agent.process.pid), agent.log.stat().st_size
     for number in range(100):
-        assert client.ask({"query": f"sphere packing {number}", "request_id": str(number)})["results"]
+        for app in (client, behind):
+            request = {"query": f"sphere packing {number}", "request_id": str(number)}
+            assert app.ask(request, topic=OWN)["results"]
     after = state()
     assert after == before, [name for name in after if after[name] != before.get(name)]
+    assert written(agent.process.pid) == bytes_ or agent.log.stat().st_size != said
     assert not (sample_data_dir / "agent.db").exists()
+
+
+def deny(cloud: LocalCloud, topic: str) -> None:
+    """Let the policy of the device forbid it to publish there."""
+    aws_iot = AwsIot()
+    policy = agent_policy(AgentTopics.of(aws_iot.topics, THING_VARIABLE), aws_iot.share_group)
+    resource = f"arn:aws:iot:*:*:topic/{topic}"
+    policy["Statement"].append({"Effect": "Deny", "Action": "iot:Publish", "Resource": resource})
+    (cloud.folder / "policies" / "device.json").write_text(json.dumps(policy))
+
+
+@pytest.mark.parametrize(("topic", "other"), [(STATUS, f"{STATUS}/device"), (f"{STATUS}/device", STATUS)])
+def test_a_status_that_the_cloud_refuses_by_disconnecting_does_not_keep_the_link_from_standing(
+    start_agent, sample_data_dir: Path, cloud: LocalCloud, behind: Client, topic: str, other: str
+) -> None:
+    deny(cloud, topic)
+    environment = {"ARXPLORER__HEALTH__HEARTBEAT_S": "1", **CLOUD_ONLY, **QUICK}
+    agent = start_agent(sample_data_dir, free_port(), config=cloud.config("device"), **environment)
+    refused = rf"status not sent: publishing on '{topic}' .* the broker ends the link over it \(0x87\)".encode()
+    wait_until(lambda: re.search(refused, agent.log.read_bytes()))
+    assert first(behind.ask(QUESTION, topic=OWN)) == ANSWER
+    ended = agent.log.read_bytes().count(b"not authorized")
+    behind.subscribe(other)
+    for _ in range(4):  # heartbeats, and with each the other report is not sent
+        status(behind)
+    assert agent.log.read_bytes().count(b"not authorized") == ended
 
 
 @pytest.mark.parametrize("others", [10, 0])
 def test_a_publish_that_the_cloud_refuses_by_disconnecting_is_set_aside_and_the_rest_flows(
     start_agent, sample_data_dir: Path, cloud: LocalCloud, behind: Client, others: int
 ) -> None:
-    aws_iot = AwsIot()
-    policy = agent_policy(AgentTopics.of(aws_iot.topics, THING_VARIABLE), aws_iot.share_group)
-    denied = {
-        "Effect": "Deny",
-        "Action": "iot:Publish",
-        "Resource": "arn:aws:iot:*:*:topic/arxplorer/responses/poison",
-    }
-    policy["Statement"].append(denied)
-    (cloud.folder / "policies" / "device.json").write_text(json.dumps(policy))
+    deny(cloud, "arxplorer/responses/poison")
     agent = start_agent(sample_data_dir, free_port(), config=cloud.config("device"), **CLOUD_ONLY, **QUICK)
     behind.subscribe("arxplorer/search/results")
     good = [ask_without_waiting(behind) for _ in range(others)]
@@ -156,6 +202,10 @@ def test_a_publish_that_the_cloud_refuses_by_disconnecting_is_set_aside_and_the_
     ended = agent.log.read_bytes().count(b"not authorized")
     behind.publish(OWN, poison, response_topic="arxplorer/responses/poison", correlation=b"again")
     assert first(behind.ask(QUESTION, topic=OWN)) == ANSWER
+    bad = json.dumps({"query": "", "request_id": "bad"}).encode()
+    behind.publish(OWN, bad, response_topic="arxplorer/responses/poison", correlation=b"bad")
+    while json.loads(behind.next().payload).get("request_id") != "bad":
+        pass  # an error is not withheld either
     assert agent.log.read_bytes().count(b"not authorized") == ended, "the link does not end over it any more"
 
 
@@ -202,6 +252,12 @@ def test_a_request_that_has_killed_the_agent_twice_is_answered_with_an_error_and
         assert "twice" in answer["error"]["message"]
         assert first(client.ask(QUESTION)) == ANSWER
         assert client.ask(request)["error"]["code"] == "internal", "sent again, with another correlation"
+        (aside,) = look(sample_data_dir / "agent.db")["refused"]
+        assert (aside["kind"], aside["topic"], "twice" in aside["reason"]) == (
+            "request",
+            "arxplorer/search/requests",
+            True,
+        )
         assert agent.poll() is None
     except AssertionError:
         raise AssertionError((tmp_path / "deadly.log").read_text()) from None
@@ -292,6 +348,30 @@ def test_answers_that_a_full_disk_cannot_keep_are_left_to_the_broker_and_nothing
     again = answers_to(behind, *asked)
     assert all(first(one) == ANSWER for copies in again.values() for one in copies)
     assert not has_outbox(agent)
+
+
+def test_what_was_kept_is_delivered_once_from_a_disk_that_has_filled_up_since(
+    start_agent, sample_data_dir: Path, cloud: LocalCloud, broker: Mosquitto, behind: Client, small_disk: Path
+) -> None:
+    shutil.move(sample_data_dir, small_disk / "data")
+    sample_data_dir.symlink_to(small_disk / "data")  # so that the log is on another disk
+    database = AgentDatabase(sample_data_dir / "agent.db")
+    rest = {"retain": False, "response_topic": None, "correlation": None, "content_type": None, "user_properties": []}
+    waiting = [
+        Kept(f"cloud localhost:{cloud.port}", "answer", behind.answers, b"kept %d" % number, rest)
+        for number in range(40)
+    ]
+    Outbox(database, OutboxConfig()).put(waiting)
+    database.close()
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    agent = start_agent(sample_data_dir, broker.port, config=cloud.config("device"), **QUICK)
+    came = [behind.next().payload for _ in waiting]
+    assert came == [one.payload for one in waiting]
+    assert first(behind.ask(QUESTION, topic=OWN)) == ANSWER
+    ballast.unlink()
+    wait_until(lambda: not kept(agent))
+    assert behind.received.empty()
 
 
 def test_what_cannot_be_kept_for_one_link_is_named_on_the_other_at_once(

@@ -107,6 +107,11 @@ class Message:
         self._lost = lost
 
     @property
+    def size(self) -> int:
+        """Bytes that it takes while it waits."""
+        return len(self.payload) + len(self.correlation or b"") + len(self.response_topic or "")
+
+    @property
     def key(self) -> bytes:
         """The same for the same request, delivered or sent again: of what is asked, by whom, to be answered where."""
         return _digest(self.content, (self.response_topic or "").encode(), self.correlation or b"")
