@@ -9,6 +9,7 @@ from faults.questions import Question
 
 NO_ANSWER: Final = frozenset({"overloaded", "expired", "not_ready", "internal"})
 """Errors that ask for the request to be sent again; every other error is a wrong answer to these questions."""
+TIMES: Final = ("processing_time_ms", "timings_ms")
 MAX_PATIENCE: Final = 8
 """So many times as long as at first is waited in the end before a request is sent again."""
 
@@ -16,7 +17,7 @@ MAX_PATIENCE: Final = 8
 class Request:
     """One request, from its first sending to its answer. Times are of one monotonic clock."""
 
-    __slots__ = ("answers", "correlation", "first_sent", "id", "question", "sent", "tries")
+    __slots__ = ("answers", "correlation", "first", "first_sent", "id", "question", "sent", "tries")
 
     def __init__(self, request_id: str, question: Question) -> None:
         self.id: Final = request_id
@@ -25,6 +26,7 @@ class Request:
         self.first_sent = self.sent = 0.0
         self.tries = 0
         self.answers = 0
+        self.first: int | None = None  # what the first answer said
 
 
 class Account:
@@ -78,6 +80,11 @@ class Account:
             self.wrong.append(f"{request.id}: the answer is to {answer.get('request_id')}")
         elif answer.get("results") != request.question.expected:
             self.wrong.append(f"{request.id}: {request.question.request}: {json.dumps(answer)[:300]}")
+        else:
+            said = _said(answer)
+            request.first = said if request.first is None else request.first
+            if said != request.first:
+                self.wrong.append(f"{request.id}: a copy is not like the first answer: {json.dumps(answer)[:300]}")
 
     def summary(self) -> dict[str, Any]:
         """Counts of requests, except `sent` and `answers`, which count messages."""
@@ -94,6 +101,12 @@ class Account:
             "strangers": self.strangers,
             "slowest_s": round(self.slowest_s, 1),
         }
+
+
+def _said(answer: dict[str, Any]) -> int:
+    """The same for copies of an answer: all of it but when it was made, and how long that took."""
+    metadata = {key: value for key, value in answer.get("metadata", {}).items() if key not in TIMES}
+    return hash(json.dumps({**answer, "timestamp": None, "metadata": metadata}, sort_keys=True))
 
 
 def _document(payload: bytes) -> dict[str, Any]:

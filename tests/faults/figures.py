@@ -1,6 +1,7 @@
 """What a process takes: memory, descriptors, threads, bytes written; and how that grows. Linux's /proc."""
 
 import re
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +45,12 @@ def sample(pid: int, data_dir: Path) -> Sample:
 def written(pid: int) -> int:
     """Bytes that the process has caused to be written to block devices."""
     return int(re.search(r"^write_bytes: (\d+)", Path(f"/proc/{pid}/io").read_text("ascii"), re.MULTILINE)[1])
+
+
+def in_memory(folder: Path) -> bool:
+    """Whether what is written to a folder is no write to a disk, and so not counted."""
+    kind = subprocess.run(["stat", "--file-system", "--format=%T", folder], capture_output=True, text=True, check=True)
+    return kind.stdout.strip() in ("tmpfs", "ramfs")
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int]]:

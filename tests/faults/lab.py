@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 from conftest import wait_until
 
 from faults.asker import Asker
-from faults.figures import Sample, contents, growth, sample, written
+from faults.figures import Sample, contents, growth, in_memory, sample, written
 from faults.schedule import Fault
 from faults.world import World
 
@@ -119,6 +119,7 @@ def online(world: World, requests: int, seed: int) -> dict[str, Any]:
         after = contents(world.data_dir)
         return {
             **asking.result(),
+            "counted": not in_memory(world.data_dir),
             "written_bytes_per_1000": round((written(world.pid) - bytes_) * 1000 / requests),
             "log_bytes_per_1000": round((world.agent.log.stat().st_size - log) * 1000 / requests),
             "changed_files": sorted(name for name in files.keys() | after.keys() if files.get(name) != after.get(name)),

@@ -29,6 +29,10 @@ def _failures(found: Mapping[str, Any]) -> Iterator[str]:
         if not found["audit"][link]["acknowledged"]:
             yield f"{link}: nothing was audited"
     yield from (f"wrong: {what}" for what in found.get("wrong", ()))
+    if found.get("changed_files"):
+        yield f"queries changed {', '.join(found['changed_files'])}"
+    if found.get("written_bytes_per_1000") and not found["log_bytes_per_1000"]:
+        yield f"queries wrote {found['written_bytes_per_1000']} bytes per 1,000 to disk, and said nothing"
     if found.get("one_process") is False:
         yield "it was not one process all the time, so what it takes says nothing"
 
@@ -64,6 +68,8 @@ def _details(found: Mapping[str, Any]) -> Iterator[str]:
     if "written_bytes_per_1000" in found:
         changed = ", ".join(found["changed_files"]) or "none"
         yield f"bytes written per 1,000 requests: {found['written_bytes_per_1000']}, of these to the log: {found['log_bytes_per_1000']}"
+        if not found["counted"]:
+            yield "NOT COUNTED HERE: bytes written, as the folder lies in memory"
         yield f"files changed in the data folder: {changed}"
     for name, growth in found.get("growth", {}).items():
         if "per_hour" in growth:

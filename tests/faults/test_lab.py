@@ -22,7 +22,8 @@ from faults.schedule import KILL, schedule
 from faults.tap import Tap
 
 QUESTION = Question({"query": "a"}, [{"arxiv_id": "1", "score": 0.5}])
-RIGHT = {"request_id": "r", "results": [{"arxiv_id": "1", "score": 0.5}]}
+METADATA = {"corpus_version": "local+1", "processing_time_ms": 1.5}
+RIGHT = {"request_id": "r", "results": [{"arxiv_id": "1", "score": 0.5}], "timestamp": 1.0, "metadata": METADATA}
 TOPIC = "arxplorer/search/requests"
 
 
@@ -58,8 +59,10 @@ def test_no_more_are_sent_than_the_window_holds(account: Account) -> None:
 
 def test_a_second_answer_is_counted_and_has_to_be_right_as_well(account: Account) -> None:
     answered(account, RIGHT)
-    assert answered(account, RIGHT)["answered_again"] == 1
-    assert answered(account, RIGHT | {"results": []})["wrong"] == 1
+    later = RIGHT | {"timestamp": 2.0, "metadata": METADATA | {"processing_time_ms": 9.0}}
+    assert (answered(account, later)["answered_again"], answered(account, later)["wrong"]) == (1, 0)
+    assert answered(account, RIGHT | {"metadata": METADATA | {"corpus_version": "local+2"}})["wrong"] == 1
+    assert answered(account, RIGHT | {"results": []})["wrong"] == 2
 
 
 @pytest.mark.parametrize(
@@ -129,6 +132,18 @@ def test_a_report_names_everything_that_should_not_have_been() -> None:
     }
     found = failures({**whole, "crashes": ["exit 1"], "campaign": bad})
     assert len(found) == 5
+    quiet = {**good, "counted": True, "written_bytes_per_1000": 0, "log_bytes_per_1000": 0, "changed_files": []}
+    for online, expected in (
+        (quiet, []),
+        (quiet | {"written_bytes_per_1000": 8192, "log_bytes_per_1000": 200}, []),
+        (
+            quiet | {"written_bytes_per_1000": 8192},
+            ["online: queries wrote 8192 bytes per 1,000 to disk, and said nothing"],
+        ),
+        (quiet | {"changed_files": ["agent.db"]}, ["online: queries changed agent.db"]),
+    ):
+        assert failures({**whole, "online": online}) == expected
+    assert "NOT COUNTED HERE" in table({**whole, "online": quiet | {"counted": False}})
     assert "campaign: local: 2 unanswered" in table({**whole, "crashes": ["exit 1"], "campaign": bad})
 
 
