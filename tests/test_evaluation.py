@@ -81,25 +81,25 @@ def test_a_malformed_file_is_a_clear_error(changes: dict, said: str, embedder: E
         evaluate_folder(folder_of(tmp_path, **changes), ["test"], embedder, SearchConfig())
 
 
-def test_a_third_of_scifact_is_ranked_as_well_as_the_whole_promises(
+def test_a_part_of_scifact_is_ranked_as_well_as_the_whole_promises(
     shared: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
     """Of all documents the bench tells, `scripts/bench relevance`: embedding them takes minutes.
 
-    Among fewer documents each is found more easily: the bounds are as far below what was measured here (.780, .742,
-    .815, .987) as those of the whole (.66, .645, .73, .95) below .689, .650, .738 and its recall.
+    Here are those that are judged, and an eighth of the others. Among fewer documents each is found more easily: the
+    bounds are as far below what was measured here (.814, .809, .858, .993) as those of the whole (.66, .645, .73, .95) below .689, .650, .738 and its recall.
     """
     source = shared / "data" / "scifact"
     for name in ("queries.jsonl.gz", "qrels"):
         (tmp_path / name).symlink_to(source / name)
     judged = {line.split("\t")[1] for line in (source / "qrels" / "test.tsv").read_text("utf-8").splitlines()}
     with gzip.open(source / "corpus.jsonl.gz", "rt", encoding="utf-8") as documents:
-        lines = [line for number, line in enumerate(documents) if number % 3 == 0 or json.loads(line)["_id"] in judged]
+        lines = [line for number, line in enumerate(documents) if number % 8 == 0 or json.loads(line)["_id"] in judged]
     (tmp_path / "corpus.jsonl").write_text("".join(lines), "utf-8")
     scores = evaluate_folder(tmp_path, ["test"], embedder, SearchConfig())["test"]
     best_alone = max(scores["keyword"]["ndcg@10"], scores["semantic"]["ndcg@10"])
-    assert scores["keyword"]["ndcg@10"] >= 0.75
-    assert scores["semantic"]["ndcg@10"] >= 0.736
-    assert scores["hybrid"]["ndcg@10"] >= 0.807
+    assert scores["keyword"]["ndcg@10"] >= 0.785
+    assert scores["semantic"]["ndcg@10"] >= 0.803
+    assert scores["hybrid"]["ndcg@10"] >= 0.85
     assert scores["hybrid"]["ndcg@10"] >= best_alone + 0.03
-    assert scores["hybrid"]["recall@100"] >= 0.975
+    assert scores["hybrid"]["recall@100"] >= 0.98

@@ -154,7 +154,7 @@ def test_a_generation_that_a_full_disk_keeps_from_being_given_back_does_not_prov
     assert (data_dir / "current" / ON_TRIAL).read_text() == str(max(1, int(openings)))
     ballast.unlink()
     agent.start()
-    assert answered_from(client) == "local"
+    wait_until(lambda: answered_from(client) == "local")
     assert list(held_back(data_dir)) == ["bad"]
     client.close()
 

@@ -307,7 +307,7 @@ def test_an_update_fails_with_the_reason_when_its_corpus_is_given_back(operator,
         roll_back(SearchAPI(config), Journal(database), HeldBackPacks(database), **reason)
 
     with closing(database), SearchAPI(config).open(owner=True, model=False) as api:
-        updater = Updater(api, database, changed=give_back, gone_over=lambda: False)
+        updater = Updater(api, database, changed=give_back, gone_over=lambda: True)
         wish = parse_targets({"corpus": {"version": "2"}}).wish
         with pytest.raises(PackError, match="2 was given back"):
             updater.update(wish, lambda _: None, lambda: False)
