@@ -1,5 +1,6 @@
 """`arxplorer-agent`, or `python -m agent`."""
 
+import os
 import sys
 
 from agent.cli import cli
@@ -12,11 +13,22 @@ def main() -> None:
     try:
         cli(prog_name="arxplorer-agent")
     except AgentError as error:
-        priority = "<3>" if to_journal(2) else ""
-        print(f"{priority}Error: {error.message}", file=sys.stderr)  # noqa: T201
-        if error.hint:
-            print(f"{priority}Hint:  {error.hint}", file=sys.stderr)  # noqa: T201
-        sys.exit(1)
+        _fail(error.message, error.hint)
+    except OSError as error:
+        from agent.store.faults import SHORTAGES
+
+        if error.errno not in SHORTAGES:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what could not be printed would be tried again at the end
+        _fail(f"{error.filename or 'the output'}: {error.strerror}", "is a disk full, or read-only?")
+
+
+def _fail(message: str, hint: str | None) -> None:
+    priority = "<3>" if to_journal(2) else ""
+    print(f"{priority}Error: {message}", file=sys.stderr)  # noqa: T201
+    if hint:
+        print(f"{priority}Hint:  {hint}", file=sys.stderr)  # noqa: T201
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import AgentProcess, run_command
+from conftest import COMMAND, AgentProcess, run_command
 
 from agent import paths
 from agent.config import load_config
@@ -66,6 +67,15 @@ def test_what_went_wrong_is_said_with_the_right_exit_code(arguments: list[str], 
     done = run_command(*arguments, data_dir=tmp_path / "data", ARXPLORER__LOCAL_BROKER__PORT="1")
     assert (done.returncode, said in done.stderr.decode()) == (code, True), done.stderr.decode()
     assert b"Traceback" not in done.stderr
+
+
+def test_an_output_that_cannot_be_written_is_an_error_in_words(sample_data_dir: Path) -> None:
+    command = [COMMAND, "--data-dir", str(sample_data_dir), "corpus", "stats"]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, b"Error: the output: No space left on device")
+    assert b"Traceback" not in done.stderr
+    assert b"ignored" not in done.stderr
 
 
 def test_ask_asks_a_running_agent(agent: AgentProcess) -> None:
