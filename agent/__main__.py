@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 
 from agent.cli import cli
 from agent.errors import AgentError
@@ -25,9 +26,10 @@ def main() -> None:
 
 def _fail(message: str, hint: str | None) -> None:
     priority = "<3>" if to_journal(2) else ""
-    print(f"{priority}Error: {message}", file=sys.stderr)  # noqa: T201
-    if hint:
-        print(f"{priority}Hint:  {hint}", file=sys.stderr)  # noqa: T201
+    with suppress(OSError):  # a full disk may be behind this as well
+        print(f"{priority}Error: {message}", file=sys.stderr)  # noqa: T201
+        if hint:
+            print(f"{priority}Hint:  {hint}", file=sys.stderr)  # noqa: T201
     sys.exit(1)
 
 

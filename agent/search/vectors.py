@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.crash_points import crash_point
+from agent.errors import CorpusError
 from agent.search.native import damage_of
 from agent.search.segments import STATE, Near, Segment, file_crc, files_of, problems_of
 from agent.search.similarity import Floats, closest, cosines
-from agent.search.state import read_state, write_state
+from agent.search.state import DISK_HINT, read_state, write_state
 from agent.store.rows import Int8Matrix, StoredVectors
 
 log = logging.getLogger(__name__)
@@ -169,7 +170,11 @@ class VectorIndex:
 
     def _built(self, name: str, keys: Keys, matrix: Int8Matrix) -> Segment:
         Segment.build(self.folder, name, keys, matrix, threads=self._threads)
-        return Segment(self.folder, name, self.dimensions)
+        try:
+            return Segment(self.folder, name, self.dimensions)
+        except (OSError, ValueError, RuntimeError) as error:
+            # numpy and usearch do not look whether the last bytes of a file got to the disk.
+            raise CorpusError(f"segment {name} cannot be written: {error}", hint=DISK_HINT) from error
 
     def _commit(self, view: _View, reached: int) -> None:
         """Make the segments of a view those of the folder, and search them."""
