@@ -166,6 +166,8 @@ def test_an_answer_is_stored_if_a_row_of_the_outbox_holds_it(tmp_path: Path) -> 
     assert holds(tmp_path, Key(None, "r-1"))
     assert not holds(tmp_path, Key(b"other", None))
     assert not holds(tmp_path, Key(None, "r-2"))
+    outbox.refuse(Kept("local", "request", REQUESTS, b'{"request_id": "r-2"}', {}, b"other"), "deadly")
+    assert not holds(tmp_path, Key(None, "r-2")), "a request that was set aside is no answer to it"
 
 
 # -- at the gateway -----------------------------------------------------------------------------------------------

@@ -2,58 +2,23 @@
 
 import json
 import random
-import resource
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 from conftest import run_command
 from hypothesis import given
 from hypothesis import strategies as st
+from outbox_device import REST, START, Device, answer
 
-from agent.config import OutboxConfig
-from agent.errors import StateError
-from agent.store.agent_db import AgentDatabase
 from agent.store.moment import PLAUSIBLE_S, Moment
-from agent.store.outbox import MAX_SET_ASIDE, Kept, Kind, Outbox, look
-
-START = Moment("first", 100.0, PLAUSIBLE_S + 1e6)
-REST = {"retain": False, "correlation": "00ff", "user_properties": [["a", "b"]]}
-
-
-class Device:
-    """agent.db over several runs of an agent, on a clock that the test sets."""
-
-    def __init__(self, path: Path, *, max_messages: int = 1_000, **config: Any) -> None:
-        self.path, self.now = path, START
-        self.max_messages, self.config = max_messages, OutboxConfig(**config)
-        self.database: AgentDatabase | None = None
-        self.restart()
-
-    def restart(self) -> None:
-        self.close()
-        self.database = AgentDatabase(self.path)
-        self.outbox = Outbox(self.database, self.config, now=lambda: self.now, max_messages=self.max_messages)
-        self.outbox.load()
-
-    def close(self) -> None:
-        if self.database:
-            self.database.close()
-
-    def later(self, seconds: float, *, boot: str | None = None, wall: float | None = None) -> None:
-        uptime = self.now.uptime_s + seconds if boot is None else 10.0
-        self.now = Moment(boot or self.now.boot, uptime, self.now.wall_s + seconds if wall is None else wall)
-
-    def waiting(self, kind: Kind = "answer", link: str = "local") -> list[bytes]:
-        return [one.payload for one in self.outbox.next(link, kind, 10_000)]
+from agent.store.outbox import MAX_SET_ASIDE, Kept, look
 
 
 @pytest.fixture
@@ -61,10 +26,6 @@ def device(tmp_path: Path) -> Iterator[Device]:
     made = Device(tmp_path / "agent.db")
     yield made
     made.close()
-
-
-def answer(payload: bytes, *, link: str = "local", kind: Kind = "answer", **more: Any) -> Kept:
-    return Kept(link, kind, "arxplorer/responses/x", payload, REST, **more)
 
 
 def test_what_is_kept_comes_back_whole_and_in_order_after_a_restart(device: Device) -> None:
@@ -82,8 +43,8 @@ def test_a_request_is_forgotten_before_its_answer_is_gone_from_the_disk(device: 
     device.outbox.put([answer(b"1", key=key)])
     write = device.database.write
 
-    def watched(action: Any) -> Any:
-        return write(lambda db: (action(db), known.append(device.outbox.holds("local", key)))[0])
+    def watched(action: Any, then: Any = lambda _: None) -> Any:
+        return write(lambda db: (action(db), known.append(device.outbox.holds("local", key)))[0], then)
 
     device.database.write = watched
     device.outbox.remove(device.outbox.next("local", "answer", 1))
@@ -125,61 +86,6 @@ def test_over_a_bound_the_oldest_goes_and_is_counted_by_its_reason(tmp_path, con
     assert device.outbox.counts()["dropped"] == {f"answers_{reason}": len(messages) - left}
     assert device.waiting("report") == [b"a report"], "each kind has bounds of its own"
     device.close()
-
-
-@contextmanager
-def troubled(mount: Path, trouble: str) -> Iterator[None]:
-    """A disk to which nothing can be written."""
-    ballast = mount / "ballast"
-    if trouble == "full":
-        ballast.write_bytes(bytes(shutil.disk_usage(mount).free))
-    else:
-        subprocess.run(["mount", "-o", "remount,ro", mount], check=True)
-    yield
-    subprocess.run(["mount", "-o", "remount,rw", mount], check=True)
-    ballast.unlink(missing_ok=True)
-
-
-@pytest.mark.parametrize("trouble", ["full", "read-only"])
-def test_where_nothing_can_be_written_what_waits_is_given_out_once_and_deleted_later(
-    small_disk: Path, trouble: str
-) -> None:
-    device = Device(small_disk / "agent.db")
-    given = [answer(b"%d" % number, key=bytes([number]) * 32) for number in range(20)]
-    device.outbox.put(given)
-    device.close()
-    with troubled(small_disk, trouble):
-        device.restart()
-        told = []
-        while messages := device.outbox.next("local", "answer", 8):
-            told += [one.payload for one in messages]
-            assert all(device.outbox.holds("local", one.key) for one in messages)
-            with pytest.raises(StateError):
-                device.outbox.remove(messages)
-            assert not any(device.outbox.holds("local", one.key) for one in messages), "whoever asks is answered anew"
-        assert told == [one.payload for one in given]
-        with pytest.raises(StateError):
-            device.outbox.remove()
-    device.outbox.put([answer(b"later")])
-    device.outbox.remove()
-    assert device.waiting() == [b"later"]
-    device.restart()
-    assert device.waiting() == [b"later"]
-    device.close()
-
-
-def test_what_cannot_be_read_is_not_held_against_whoever_asks_again(device: Device, monkeypatch) -> None:
-    key = b"k" * 32
-    device.outbox.put([answer(b"kept", key=key)])
-    with monkeypatch.context() as card:
-        card.setattr(AgentDatabase, "_once", Mock(side_effect=OSError("input/output error")))
-        card.setattr(AgentDatabase, "read_alone", lambda *_: None)
-        with pytest.raises(StateError, match="input/output error"):
-            device.outbox.next("local", "answer", 1)
-        assert not device.outbox.holds("local", key)
-    assert device.waiting() == [b"kept"], "and it is delivered once it can be"
-    device.restart()
-    assert device.outbox.holds("local", key)
 
 
 def test_what_is_too_old_goes(device: Device) -> None:
@@ -259,76 +165,6 @@ def test_a_full_outbox_recovers_by_itself_and_the_file_shrinks_again(tmp_path: P
     device.outbox.put([answer(b"and goes on")])
     assert device.waiting() == [b"and goes on"]
     device.close()
-
-
-@pytest.mark.parametrize("damage", ["payload = x'00'", "payload = CAST(payload AS TEXT)", "wall_s = 'now'"])
-def test_a_damaged_row_is_dropped_and_the_rest_is_delivered(device: Device, damage: str) -> None:
-    device.outbox.put([answer(b"before"), answer(b"damaged"), answer(b"after")])
-    device.close()
-    with closing(sqlite3.connect(device.path)) as db:
-        db.execute(f"UPDATE outbox SET {damage} WHERE payload = ?", [b"damaged"])
-        db.commit()
-    device.restart()
-    device.outbox.put([answer(b"last")])
-    assert device.waiting() == [b"before", b"after", b"last"]
-    assert device.outbox.counts()["dropped"] == {"answers_damaged": 1}
-
-
-def test_the_file_shrinks_too_when_all_that_waited_has_grown_too_old(device: Device) -> None:
-    device.outbox.put([answer(random.randbytes(100_000)) for _ in range(30)])
-    device.later(device.config.max_age_s + 1)
-    assert device.waiting() == []
-    assert sum(file.stat().st_size for file in device.path.parent.iterdir()) < 150_000
-
-
-def test_a_damaged_file_is_put_aside_and_the_outbox_begins_anew(device: Device, caplog) -> None:
-    device.outbox.put([answer(b"lost", key=b"k" * 32)])
-    device.close()
-    device.path.write_bytes(b"no database " * 1000)
-    device.restart()
-    assert not device.outbox.holds("local", b"k" * 32)
-    device.outbox.put([answer(b"kept")])
-    assert device.waiting() == [b"kept"]
-    assert "put aside as agent.db.damaged-1" in caplog.text
-
-
-def test_what_a_full_disk_did_not_take_is_not_taken_for_kept(small_disk: Path) -> None:
-    """Nor is it at any moment before the commit: the request would be acknowledged."""
-    device = Device(small_disk / "agent.db")
-    device.outbox.put([answer(b"kept", key=b"a" * 32)])
-    ballast = small_disk / "ballast"
-    ballast.write_bytes(b"x" * shutil.disk_usage(small_disk).free)
-    with pytest.raises(StateError):
-        device.outbox.put([answer(b"x" * 100_000, key=b"b" * 32)])
-    assert not device.outbox.holds("local", b"b" * 32)
-    assert device.outbox.waiting("local", "answer") == 1
-    ballast.unlink()
-    device.outbox.put([answer(b"and now", key=b"b" * 32)])
-    assert device.outbox.holds("local", b"b" * 32)
-    assert device.waiting() == [b"kept", b"and now"]
-    device.close()
-
-
-def test_an_answer_is_not_taken_for_kept_any_more_once_its_file_is_gone(device: Device) -> None:
-    device.outbox.put([answer(b"lost", key=b"k" * 32)])
-    device.path.unlink()
-    device.outbox.counts()
-    assert not device.outbox.holds("local", b"k" * 32)
-
-
-def test_where_the_file_cannot_be_opened_it_is_left_alone(device: Device) -> None:
-    """No file descriptors, no inodes: nothing that says anything about the file."""
-    device.outbox.put([answer(b"kept")])
-    device.close()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # what is open stays open
-    try:
-        with pytest.raises(StateError):
-            device.outbox.put([answer(b"more")])
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    device.restart()
-    assert device.waiting() == [b"kept"]
 
 
 def test_the_agent_db_of_an_earlier_version_gets_an_outbox_and_keeps_what_it_holds(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 PATIENCE_S: Final = 5.0
 MODES: Final = ("mode=ro", "mode=ro&immutable=1")
 """Beside the agent; and where a full disk has no room for what that needs, the file alone."""
-BY_CORRELATION: Final = "SELECT 1 FROM outbox WHERE json_extract(rest, '$.correlation') = ?"
-BY_PAYLOAD: Final = "SELECT 1 FROM outbox WHERE instr(payload, ?)"
+BY_CORRELATION: Final = "SELECT 1 FROM outbox WHERE kind = 'answer' AND json_extract(rest, '$.correlation') = ?"
+BY_PAYLOAD: Final = "SELECT 1 FROM outbox WHERE kind = 'answer' AND instr(payload, ?)"
 
 
 def holds(data_dir: Path, key: Key) -> bool:

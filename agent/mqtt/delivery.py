@@ -33,7 +33,7 @@ PROBLEM_S: Final = 60.0
 RETRY_S: Final = 5.0
 """After the broker did not take a message, or agent.db could not be used."""
 LOOK_S: Final = 60.0
-"""So often the outbox is looked at without a reason: what a full disk had hidden may be there again."""
+"""So often the outbox is looked at without a reason to."""
 KEPT_PROPERTY: Final = ("kept", "while the link was down")
 """A user property of reports from the outbox: what they say was so when they were made."""
 
@@ -168,7 +168,7 @@ class Delivery:
         if error:
             words = error.message if isinstance(error, StateError) else f"{type(error).__name__}: {error}"
             if words != self._problem:
-                log.error("what a link cannot take is not kept: %s", words)
+                log.error("the outbox cannot be written: %s", words)
         new = words != self._problem
         self._problem, self._problem_until = words, time.monotonic() + PROBLEM_S
         for callback in self._on_problem if new else ():

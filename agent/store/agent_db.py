@@ -53,25 +53,16 @@ class AgentDatabase:
         """Do this whenever the file is opened: it may be another one than before."""
         self._on_open.append(action)
 
-    def write(self, action: "Action[Result]") -> Result:
+    def write(self, action: "Action[Result]", then: Callable[[Result], None] = lambda _: None) -> Result:
         """Do it in one transaction; if the file turns out to be damaged, with a new one.
 
-        `action` may raise DamageFoundError. Raises StateError where nothing can be written.
+        `then` is called with what came of it, before anybody else gets at the file. `action` may raise
+        DamageFoundError. Raises StateError where nothing can be written.
         """
         with self._guard:
-            try:
-                return self._once(action)
-            except (sqlite3.Error, DamageFoundError, OSError) as error:
-                if not _is_full(error):  # else it can still be read, which a full disk has no room to open it for
-                    self._close()
-                if not self._is_damaged(error):
-                    raise self._refused(error) from error
-                self._put_aside(str(error))
-            try:
-                return self._once(action)
-            except (sqlite3.Error, DamageFoundError, OSError) as error:
-                self._close()
-                raise self._refused(error) from error
+            result = self._once_or_anew(action)
+            then(result)
+            return result
 
     def read(self, action: "Action[Result]") -> Result | None:
         """The same, where nothing needs to be written; None where there is no file, or nothing that can be read."""
@@ -83,16 +74,20 @@ class AgentDatabase:
             if error.message != self._said:
                 log.warning("%s", error.message)
             self._said = error.message
-        return self.read_alone(action)
+        return self.read_only(action)
 
-    def read_alone(self, action: "Action[Result]") -> Result | None:
-        """From the file without its log: a full disk has no room for what reading beside a writer needs.
+    def read_only(self, action: "Action[Result]", then: Callable[[Result], None] = lambda _: None) -> Result | None:
+        """As `write`, where nothing can be written. None where nothing can be read either.
 
-        None where that fails as well.
+        A full disk may have no room for what reading beside a writer needs; then the file counts without its log.
         """
-        alone = f"{self.path.absolute().as_uri()}?mode=ro&immutable=1"
-        with suppress(sqlite3.Error, DamageFoundError), closing(sqlite3.connect(alone, uri=True)) as db:
-            return action(db)
+        with self._guard:
+            for mode in ("mode=ro", "mode=ro&immutable=1"):
+                alone = f"{self.path.absolute().as_uri()}?{mode}"
+                with suppress(sqlite3.Error, DamageFoundError), closing(sqlite3.connect(alone, uri=True)) as db:
+                    result = action(db)
+                    then(result)
+                    return result
         return None
 
     def compact(self, beyond_bytes: int = 0) -> None:
@@ -119,6 +114,21 @@ class AgentDatabase:
             self._close()
 
     # -- inside, under the guard --------------------------------------------------------------------------------------
+
+    def _once_or_anew(self, action: "Action[Result]") -> Result:
+        try:
+            return self._once(action)
+        except (sqlite3.Error, DamageFoundError, OSError) as error:
+            if not _is_full(error):  # else it can still be read, which a full disk has no room to open it for
+                self._close()
+            if not self._is_damaged(error):
+                raise self._refused(error) from error
+            self._put_aside(str(error))
+        try:
+            return self._once(action)
+        except (sqlite3.Error, DamageFoundError, OSError) as error:
+            self._close()
+            raise self._refused(error) from error
 
     def _once(self, action: "Action[Result]") -> Result:
         db = self._open()
@@ -182,3 +192,8 @@ class AgentDatabase:
 
 def _is_full(error: Exception) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+
+
+def is_busy(error: StateError) -> bool:
+    """Whether somebody else has the file to himself for now, and nothing is wrong with it."""
+    return getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, get_args
@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 from agent.config import OutboxConfig
 from agent.errors import StateError
 from agent.paths import shut_out
-from agent.store.agent_db import Action, AgentDatabase, Result
+from agent.store.agent_db import Action, AgentDatabase, Result, is_busy
 from agent.store.connection import ThreadConnections
 from agent.store.moment import Moment
 
@@ -31,6 +31,8 @@ Reason = Literal["expired", "too_old", "too_many", "too_large", "damaged"]
 MAX_MESSAGES: Final = 10_000
 """Of a kind."""
 MAX_SET_ASIDE: Final = 64
+REMOVED_AT_ONCE: Final = 256
+"""In one transaction: a full disk refuses it only at its end."""
 COMPACT_BYTES: Final = 1024 * 1024
 """So much free space is worth giving back to the disk before the outbox is empty."""
 
@@ -86,6 +88,7 @@ class Outbox:
         self._keys: dict[tuple[str, bytes], int] = {}
         self._held: dict[tuple[str, Kind], Held] = {}
         self._delivered: dict[int, Kept] = {}  # what is still to be deleted of it
+        self._partial = False  # whether there may be more than could be read
         database.on_open(lambda db: self._take(_learned(db)))
 
     def configure(self, config: OutboxConfig) -> None:
@@ -114,7 +117,7 @@ class Outbox:
 
         Where nothing can be written they are read all the same. Raises StateError where they cannot be read either.
         """
-        if not self.waiting(link, kind):
+        if not self.waiting(link, kind) and not self._partial:
             return []
 
         def action(db: sqlite3.Connection) -> tuple[list[Kept], dict[int, Reason]]:
@@ -122,16 +125,22 @@ class Outbox:
 
         try:
             found, drops = self._database.write(action)
-        except StateError:
-            alone = self._database.read_alone(lambda db: (action(db), _learned(db)))
-            # What cannot be read cannot be delivered: whoever asks again is answered anew.
-            self._take(alone[1] if alone else (self._held, {}))
+        except StateError as error:
+            if is_busy(error):
+                raise
+            self._partial = True
+            alone = self._database.read_only(
+                lambda db: (action(db), _learned(db)), then=lambda result: self._take(result[1])
+            )
             if alone is None:
+                # What cannot be read cannot be delivered: whoever asks again is answered anew.
+                self._take((self._held, {}))
                 raise
             return alone[0][0]
+        self._partial = False
         if drops:
             with suppress(StateError):  # passed over again the next time
-                self._write(lambda db: _drop(db, kind, drops))
+                log.warning("dropped from the outbox: %s", self._write(lambda db: _drop(db, kind, drops)))
                 self._shrink()
         return found
 
@@ -141,45 +150,34 @@ class Outbox:
         """Keep messages durably, in one transaction; one with the key of another takes its place."""
         now = self._now()
 
-        def action(db: sqlite3.Connection) -> None:
+        def action(db: sqlite3.Connection) -> list[str]:
             for one in messages:
                 if one.key is not None:
                     db.execute(
                         "DELETE FROM outbox WHERE link = ? AND key = ? AND set_aside IS NULL", [one.link, one.key]
                     )
                 _insert(db, one, now, None)
-            self._bound(db, now)
+            return self._bound(db, now)
 
-        self._write(action)
+        for dropped in self._write(action):
+            log.warning("dropped from the outbox: %s", dropped)
 
-    def remove(self, messages: Iterable[Kept] = ()) -> None:
-        """The broker has them: they go, and what earlier calls could not delete.
+    def remove(self, messages: Sequence[Kept] = ()) -> None:
+        """The broker has them: they go; without any, what earlier calls could not delete.
 
         Raises StateError where nothing can be deleted; even so they are not given out again by this run.
         """
         with self._guard:
             self._delivered |= {one.seq: one for one in messages}
-            gone = list(self._delivered.values())
-            for one in gone:
-                # Before its row is gone: nothing is acknowledged for the sake of a row that is not there.
+            for one in messages:
+                # Before its row is gone: nothing is acknowledged for the sake of one that is not there.
                 if one.key is not None and self._keys.get((one.link, one.key)) == one.seq:
                     del self._keys[one.link, one.key]
-        if not gone:
-            return
-
-        def action(db: sqlite3.Connection) -> list[tuple[str, Kind, int]]:
-            # A file that was begun anew has other messages under these numbers.
-            query = "DELETE FROM outbox WHERE seq = ? AND topic = ? AND payload = ? RETURNING link, kind, bytes"
-            return [row for one in gone for row in db.execute(query, [one.seq, one.topic, one.payload]).fetchall()]
-
-        removed = self._database.write(action)
-        with self._guard:  # without a look at all that is left
-            for one in gone:
-                self._delivered.pop(one.seq, None)
-            for link, kind, size in removed:
-                held = self._held.get((link, kind), Held())
-                self._held[link, kind] = Held(held.messages - 1, held.bytes - size)
-        self._shrink()
+            gone = list(messages or self._delivered.values())
+        for at in range(0, len(gone), REMOVED_AT_ONCE):
+            self._delete(gone[at : at + REMOVED_AT_ONCE])
+        if gone:
+            self._shrink()
 
     def refuse(self, message: Kept, reason: str) -> None:
         """Set a message aside with the reason for which it is given up; one that has the key of another only once."""
@@ -202,10 +200,25 @@ class Outbox:
     # -- inside -------------------------------------------------------------------------------------------------------
 
     def _write(self, action: "Action[Result]") -> Result:
-        result, learned = self._database.write(lambda db: (action(db), _learned(db)))
-        # Only now: what is not committed must not be taken for kept.
-        self._take(learned)
+        # Not before: what is not committed must not be taken for kept.
+        result, _ = self._database.write(lambda db: (action(db), _learned(db)), then=lambda both: self._take(both[1]))
         return result
+
+    def _delete(self, delivered: Sequence[Kept]) -> None:
+        def action(db: sqlite3.Connection) -> list[tuple[str, Kind, int]]:
+            # A file that was begun anew has other messages under these numbers.
+            query = "DELETE FROM outbox WHERE seq = ? AND topic = ? AND payload = ? RETURNING link, kind, bytes"
+            return [row for one in delivered for row in db.execute(query, [one.seq, one.topic, one.payload]).fetchall()]
+
+        def then(removed: list[tuple[str, Kind, int]]) -> None:
+            with self._guard:  # without a look at all that is left
+                for one in delivered:
+                    self._delivered.pop(one.seq, None)
+                for link, kind, size in removed:
+                    held = self._held.get((link, kind), Held())
+                    self._held[link, kind] = Held(held.messages - 1, held.bytes - size)
+
+        self._database.write(action, then)
 
     def _shrink(self) -> None:
         empty = not any(held.messages for held in self._held.values())
@@ -234,19 +247,23 @@ class Outbox:
                 break
             position = rows[-1][0]
             for row in rows:
+                if self._is_delivered(row):
+                    continue
                 kept = self._current(row, now)
-                if not isinstance(kept, Kept):
-                    drops[row[0]] = kept
-                elif not self._is_delivered(kept):
+                if isinstance(kept, Kept):
                     found.append(kept)
+                else:
+                    drops[row[0]] = kept
         return found, drops
 
-    def _is_delivered(self, kept: Kept) -> bool:
-        one = self._delivered.get(kept.seq)
-        return one is not None and (one.topic, one.payload) == (kept.topic, kept.payload)
+    def _is_delivered(self, row: Sequence[Any]) -> bool:
+        number, _, _, _, topic, payload, *_ = row
+        one = self._delivered.get(number)
+        return one is not None and (one.topic, one.payload) == (topic, payload)
 
-    def _bound(self, db: sqlite3.Connection, now: Moment) -> None:
-        """Drop what is over a bound, oldest first."""
+    def _bound(self, db: sqlite3.Connection, now: Moment) -> list[str]:
+        """Drop what is over a bound, oldest first. Returns what went, in words."""
+        dropped = []
         for kind in KINDS:
             messages, size = _total(_held(db), kind)
             drops: dict[int, Reason] = {}
@@ -269,7 +286,9 @@ class Outbox:
                     break
                 messages, size = messages - 1, size - length
             oldest.close()
-            _drop(db, kind, drops)
+            if drops:
+                dropped.append(_drop(db, kind, drops))
+        return dropped
 
     def _current(self, row: Sequence[Any], now: Moment) -> Kept | Reason:
         """A row as it is now, or why it is worth nothing any more."""
@@ -314,9 +333,8 @@ def _insert(db: sqlite3.Connection, one: Kept, now: Moment, reason: str | None) 
     )
 
 
-def _drop(db: sqlite3.Connection, kind: Kind, drops: dict[int, Reason]) -> None:
-    if not drops:
-        return
+def _drop(db: sqlite3.Connection, kind: Kind, drops: dict[int, Reason]) -> str:
+    """Delete these, and count them by their reasons. Returns that in words."""
     db.executemany("DELETE FROM outbox WHERE seq = ?", [[number] for number in drops])
     counted = Counter(drops.values())
     db.executemany(
@@ -324,7 +342,7 @@ def _drop(db: sqlite3.Connection, kind: Kind, drops: dict[int, Reason]) -> None:
         " ON CONFLICT (kind, reason) DO UPDATE SET count = count + excluded.count",
         [[kind, reason, count] for reason, count in counted.items()],
     )
-    log.warning("dropped from the outbox: %s", ", ".join(f"{n} {kind}s {reason}" for reason, n in counted.items()))
+    return ", ".join(f"{n} {kind}s {reason}" for reason, n in counted.items())
 
 
 def look(path: Path) -> dict[str, Any]:
