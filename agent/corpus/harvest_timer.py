@@ -61,7 +61,7 @@ class HarvestTimer:
         self._stop: Final = threading.Event()
         self._failures = 0
         self._error: str | None = None
-        self._said: str | None = None  # in the log
+        self._unreachable = False  # the last attempt failed since nobody answered
         # A socket that is being read cannot be interrupted, and need not be waited for: what was applied is durable.
         self._thread: Final = threading.Thread(target=self._run, name="harvest", daemon=True)
 
@@ -78,7 +78,7 @@ class HarvestTimer:
     @property
     def problems(self) -> list[str]:
         """Why the last attempt failed, in words; that nobody answers is no problem: devices are offline for long."""
-        return [f"no harvest: {self._error}"] if self._error else []
+        return [f"no harvest: {self._error}"] if self._error and not self._unreachable else []
 
     def _run(self) -> None:
         asked_s = 0.0  # what the repository has asked to be left alone for
@@ -114,14 +114,13 @@ class HarvestTimer:
             log.exception("the harvest failed; the agent goes on without")
             self._failed(f"{type(error).__name__}: {error}")
         else:
-            self._failures, self._error, self._said = 0, None, None
+            self._failures, self._error = 0, None
             if report.complete:
                 log.info("harvest: %d added, %d updated, %d removed", report.added, report.updated, report.removed)
         return 0.0
 
     def _failed(self, message: str, *, unreachable: bool = False) -> None:
         self._failures += 1
-        if message != self._said:  # once: a device may be without a network for months
+        if message != self._error:  # said once: a device may be without a network for months
             log.warning("the harvest failed and is tried again: %s", message)
-        self._said = message
-        self._error = None if unreachable else message
+        self._error, self._unreachable = message, unreachable

@@ -46,7 +46,6 @@ class AgentDatabase:
         self._opened: ThreadConnections | None = None  # of one connection, which threads use in turn
         self._connection: sqlite3.Connection
         self._inode = 0
-        self._said: str | None = None  # why it could not be used when that was last tried
         self._on_open: list[Action[None]] = []
 
     def on_open(self, action: "Action[None]") -> None:
@@ -71,9 +70,7 @@ class AgentDatabase:
         try:
             return self.write(action)
         except StateError as error:
-            if error.message != self._said:
-                log.warning("%s", error.message)
-            self._said = error.message
+            log.warning("%s", error.message)
         return self.read_only(action)
 
     def read_only(self, action: "Action[Result]", then: Callable[[Result], None] = lambda _: None) -> Result | None:
@@ -142,7 +139,6 @@ class AgentDatabase:
                 db.execute("ROLLBACK")
             raise
         crash_point("agent_db.write:after-commit")
-        self._said = None
         return result
 
     def _open(self) -> sqlite3.Connection:
