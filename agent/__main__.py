@@ -1,12 +1,17 @@
 """`arxplorer-agent`, or `python -m agent`."""
 
+import errno
 import os
 import sys
 from contextlib import suppress
+from typing import Final
 
 from agent.cli import cli
 from agent.errors import AgentError
 from agent.logs import to_journal
+
+UNWRITABLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""What a disk has against being written to."""
 
 
 def main() -> None:
@@ -16,12 +21,10 @@ def main() -> None:
     except AgentError as error:
         _fail(error.message, error.hint)
     except OSError as error:
-        from agent.store.faults import SHORTAGES
-
-        if error.errno not in SHORTAGES:
+        if error.errno not in UNWRITABLE:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what could not be printed would be tried again at the end
-        _fail(f"{error.filename or 'the output'}: {error.strerror}", "is a disk full, or read-only?")
+        _fail(f"{error.filename or 'the output'}: {error.strerror}", "is a disk full, broken, or read-only?")
 
 
 def _fail(message: str, hint: str | None) -> None:
